@@ -1,0 +1,42 @@
+# The commands people type. `make help` lists them.
+PY := .venv/bin/python
+UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
+LOCK := $(UV) pip compile -q pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
+
+.DEFAULT_GOAL := help
+.PHONY: help install run demo test check fmt lock bench bench-quick faults new-provider
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: .venv/.installed  ## set-up only; leaves .venv/bin/onward
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -x $(PY) || python3 -m venv .venv
+	@test -x "$(UV)" || $(PY) -m pip install -q --disable-pip-version-check $$(grep -o '^uv==[^ ]*' requirements.lock)
+	@VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.lock
+	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: install  ## the service on embedded defaults, with the sandbox and a sample project
+	@.venv/bin/onward up --sandbox
+
+demo: install  ## the whole story against the sandbox
+	@.venv/bin/onward demo
+
+test: install  ## the whole test suite
+	@$(PY) -m pytest -q -n 2 --dist loadfile
+
+check: install  ## formatter, linter, strict types, import rules, lock up to date
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@cp requirements.lock .venv/requirements.lock && $(LOCK) -o .venv/requirements.lock && diff -u requirements.lock .venv/requirements.lock
+
+fmt: install  ## format, and mend what the linter can
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+lock:  ## bring the lock up to date with pyproject.toml
+	@$(LOCK) --upgrade -o requirements.lock

@@ -1,0 +1,1 @@
+"""What each upstream wants, one module per slug. No I/O."""

@@ -1,0 +1,109 @@
+"""The event: one thing that happened to one user. Immutable, the same for every adapter.
+
+Texts are "" and objects None where the producer did not know. Amounts keep the producer's digits.
+"""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import msgspec
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
+
+
+class Money(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount in major units of `currency` (ISO 4217), and the same in US dollars.
+
+    Refunds are negative. `is_proceed`: the value is already after commission; `proceeds_rate` is
+    the percentage the developer keeps, None where unknown.
+    """
+
+    value: Decimal
+    value_usd: Decimal
+    currency: str
+    is_proceed: bool = False
+    proceeds_rate: Decimal | None = None
+
+
+class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+    """The store's transaction; times are Unix seconds, None where unknown or not applicable."""
+
+    transaction_id: str = ""
+    original_transaction_id: str = ""
+    transaction_date: int | None = None
+    expires: int | None = None
+    grace_period_expires: int | None = None
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """The user's device. `att_status`: 0 not determined, 1 restricted, 2 denied, 3 authorised."""
+
+    model: str = ""
+    brand: str = ""
+    os_version: str = ""
+    app_version: str = ""
+    app_id: str = ""
+    locale: str = ""
+    timezone: str = ""
+    user_agent: str = ""
+    att_status: int | None = None
+    limit_ad_tracking: bool | None = None
+
+    @property
+    def language(self) -> str:
+        """The first part of the locale: "pt" of "pt_PT"."""
+        return re.split(r"[_-]", self.locale)[0]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """An accepted event; see the field table of the event reference in the README.
+
+    `name` is canonical. `time` and `created_at` are Unix seconds. `extras` are the members the
+    catalogue does not know; only the webhook and the buckets pass them on.
+    """
+
+    id: str
+    project_id: str
+    name: str
+    platform: str
+    environment: str
+    time: int
+    created_at: int
+    user_id: str = ""
+    identity_id: str = ""
+    custom_user_id: str = ""
+    advertiser_id: str = ""
+    device_id: str = ""
+    product_id: str = ""
+    old_product_id: str = ""
+    revenue: Money | None = None
+    price: Money | None = None
+    transaction: Transaction = Transaction()
+    properties: Mapping[str, str] = {}
+    ip: str = ""
+    country: str = ""
+    device: Device = Device()
+    installed_at: int | None = None
+    asa_attribution: Mapping[str, Any] | None = None
+    extras: Mapping[str, Any] = {}
+
+    @property
+    def sandbox(self) -> bool:
+        """Whether it is a purchase in a store's test environment: no real money."""
+        return self.environment == "sandbox"
+
+    @cached_property
+    def stable_id(self) -> str:
+        """A UUID for upstreams that want one: the same on every attempt, other for a refund."""
+        if _UUID.fullmatch(self.id):
+            return self.id.lower()
+        return str(uuid5(NAMESPACE_URL, f"onward:{self.project_id}/{self.id}"))
+
+    @property
+    def user_key(self) -> str:
+        """What tells users of a project apart, for order and attribution; "" without any id."""
+        return self.user_id or self.identity_id or self.custom_user_id or self.device_id

@@ -1,0 +1,73 @@
+"""Who the user is, by the ids an event may carry. Every function returns "" for "not known"."""
+
+import ipaddress
+from collections.abc import Iterable
+
+from providers.kit.event import Event
+
+ZERO_UUID = "00000000-0000-0000-0000-000000000000"
+_NOBODY = frozenset({"null", "nil", "undefined", "none", "unknown", "anonymous", "n/a", ZERO_UUID})
+
+
+def usable(value: str, refused: Iterable[str] = ()) -> str:
+    """Return `value` trimmed, or "" where it only looks like an id. Letter case is kept."""
+    value = value.strip()
+    low = value.lower()
+    return "" if low in _NOBODY or low.replace("-", "") == "0" * 32 or low in refused else value
+
+
+def user_id(
+    event: Event,
+    own_property: str | None = None,
+    *,
+    anonymous: bool = True,
+    refused: Iterable[str] = (),
+) -> str:
+    """Return the app's id of the user.
+
+    In order: property named in the settings, `identity_id`, `custom_user_id`, `_q_custom_user_id`,
+    and the platform's own anonymous `user_id` where `anonymous` allows. `refused` are further
+    values (lower case) the upstream takes for nobody.
+    """
+    candidates = [
+        event.properties.get(own_property, "") if own_property else "",
+        event.identity_id,
+        event.custom_user_id,
+        event.properties.get("_q_custom_user_id", ""),
+        event.user_id if anonymous else "",
+    ]
+    return next((found for c in candidates if (found := usable(c, refused))), "")
+
+
+def property_of(event: Event, *keys: str | None) -> str:
+    """Return the first usable user property of these keys."""
+    found = (usable(event.properties.get(key, "")) for key in keys if key)
+    return next((value for value in found if value), "")
+
+
+def advertising_id(event: Event) -> str:
+    """Return IDFA (iOS) or AAID (Android); on iOS only with ATT unset or authorised."""
+    if event.platform not in ("iOS", "Android"):
+        return ""
+    if event.platform == "iOS" and event.device.att_status not in (None, 3):
+        return ""
+    return usable(event.advertiser_id) or property_of(event, "_q_advertising_id")
+
+
+def vendor_id(event: Event) -> str:
+    """Return the IDFV of an iOS event."""
+    return usable(event.device_id) if event.platform == "iOS" else ""
+
+
+def android_id(event: Event) -> str:
+    """Return the Android id of an Android event."""
+    return usable(event.device_id) if event.platform == "Android" else ""
+
+
+def public_ip(event: Event, version: int | None = None) -> str:
+    """Return the user's address if it is a public one (of IP `version`, if given)."""
+    if not event.ip:
+        return ""
+    address = ipaddress.ip_address(event.ip)
+    fits = address.is_global and not address.is_multicast and version in (None, address.version)
+    return event.ip if fits else ""

@@ -1,0 +1,1 @@
+"""One fake upstream per slug."""

@@ -1,0 +1,81 @@
+"""Amplitude's HTTP V2 and Batch APIs, as its documentation describes their refusals."""
+
+from typing import Any
+
+from worker.sandbox.upstream import Call, Reply, Upstream
+
+KEY = "0123456789abcdef0123456789abcdef"
+MIN_ID_LENGTH = 5
+
+
+def _error(status: int, error: str, **more: Any) -> Reply:
+    return Reply(status, {"code": status, "error": error, **more})
+
+
+def answer(call: Call) -> Reply:
+    """Return the answer of `/2/httpapi` or `/batch`."""
+    if call.method != "POST" or call.path not in ("/2/httpapi", "/batch"):
+        return _error(400, "Invalid request path")
+    body = call.json
+    if not isinstance(body, dict):
+        return _error(400, "Invalid JSON request body")
+    if body.get("api_key") != KEY:
+        return _error(400, f"Invalid API key: {body.get('api_key')}", missing_field=None)
+    events = body.get("events")
+    if not isinstance(events, list) or not events:
+        return _error(400, "Request missing required field", missing_field="events")
+    if len(events) > 2000 or len(call.body) > (20 if call.path == "/batch" else 1) * 2**20:
+        return _error(413, "Payload too large")
+    shortest = (body.get("options") or {}).get("min_id_length", MIN_ID_LENGTH)
+    invalid, missing, short = _faults(events, shortest)
+    if invalid or missing or short:
+        return _error(
+            400,
+            "Invalid field values on some events",
+            missing_field=None,
+            events_with_invalid_fields=invalid,
+            events_with_missing_fields=missing,
+            events_with_invalid_id_lengths=short,
+        )
+    taken = tuple(str(event.get("insert_id")) for event in events)
+    size = len(call.body)
+    return Reply(
+        200,
+        {"code": 200, "events_ingested": len(events), "payload_size_bytes": size},
+        taken=taken,
+    )
+
+
+def _faults(events: list[Any], shortest: int) -> tuple[dict[str, list[int]], ...]:
+    invalid: dict[str, list[int]] = {}
+    missing: dict[str, list[int]] = {}
+    short: dict[str, list[int]] = {}
+    for position, event in enumerate(events):
+        if not isinstance(event.get("event_type"), str) or not event["event_type"]:
+            missing.setdefault("event_type", []).append(position)
+        if not isinstance(event.get("time"), int) or event["time"] < 10**12:
+            invalid.setdefault("time", []).append(position)
+        ids = [event.get("user_id"), event.get("device_id")]
+        if not any(ids):
+            missing.setdefault("user_id", []).append(position)
+        elif any(isinstance(i, str) and len(i) < shortest for i in ids):
+            short.setdefault("user_id", []).append(position)
+    return invalid, missing, short
+
+
+upstream = Upstream(
+    slug="amplitude",
+    hosts=("api2.amplitude.com", "api.eu.amplitude.com"),
+    answer=answer,
+    settings={"api_key": KEY},
+    secret="api_key",  # noqa: S106  the name of the setting
+    refusal=_error(400, "Invalid API key: wrong", missing_field=None),
+    throttle=Reply(
+        429,
+        {
+            "code": 429,
+            "error": "Too many requests for some devices and users",
+            "throttled_events": [0],
+        },
+    ),
+)
