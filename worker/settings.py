@@ -1,0 +1,154 @@
+"""Settings of the service, from the environment (prefix `ONWARD_`); nothing else reads it.
+
+`onward up` writes where its embedded servers are to `<data_dir>/onward.json`; a command that finds
+no environment finds the service there.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+SLICE_SECONDS = 240  # a drain task's turn; a leaving one waits for what is in flight
+TASK_LIMIT_SECONDS = 300  # the pool kills a child beyond it
+VISIBILITY_SECONDS = 360  # Redis hands a hint out again after it
+STATE_FILE = "onward.json"
+
+
+class InvalidEnvironment(ValueError):
+    """The environment will not do; the message names the variable and the remedy."""
+
+
+def _comma_separated(value: Any) -> Any:
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class WorkerSettings(BaseModel):
+    """One frozen model; durations are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Field(Path("var"), description="Embedded servers' files and the state file")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Events, lanes and journal")
+    broker_url: str = Field("", description="Celery's hints; default: same server, database 1")
+    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in data_dir")
+    secret_keys: SecretStr | None = Field(
+        None, description="Keys of settings at rest, newest first"
+    )
+    admin_key: SecretStr | None = Field(None, description="Opens /ops/v1 and the console")
+
+    upstream: str = Field("", description="Send all upstream traffic to <upstream>/<host>/<path>")
+    allow_private_upstreams: bool = Field(False, description="Let private addresses and http pass")
+    transport: Literal["narrow", "httpx"] = Field("narrow", description="What sends the requests")
+    attempt_timeout: float = Field(30, gt=0, le=55, description="Total time of one request")
+
+    retry_schedule: Annotated[tuple[float, ...], BeforeValidator(_comma_separated)] = Field(
+        (5, 30, 120, 300, 900, 1800, 3600, 7200, 14400), min_length=1
+    )
+    retry_threshold: int = Field(10, ge=1, le=1000, description="Failed rounds that suspend")
+    credential_threshold: int = Field(5, ge=1, le=1000, description="Refused rounds that suspend")
+    reject_threshold: int = Field(
+        20, ge=1, le=100_000, description="Rejected in a row that suspend"
+    )
+    event_attempts: int = Field(
+        10, ge=1, le=1000, description="Attempts of an event that fails alone"
+    )
+
+    hold_seconds: int = Field(72 * 3600, ge=1, description="How long an event is held")
+    hold_events: int = Field(100_000, ge=1, description="How many are held for one integration")
+    dedupe_seconds: int = Field(600, ge=0, description="How long an event id is remembered; 0: not")
+    deliveries_days: int = Field(30, ge=1, description="How long the record is kept")
+
+    shards: int = Field(32, ge=1, le=4096, description="Never change it while events wait")
+    concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
+    window: int = Field(256, ge=1, le=10_000, description="Requests in flight in one process")
+    metrics_port: int = Field(9464, ge=0, le=65_535, description="First worker's; 0: none")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    notify_url: SecretStr | None = Field(None, description="Webhook or Slack URL for operators")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        data = {key: value for key, value in dict(data).items() if value not in ("", None)}
+        folder = Path(data.get("data_dir", "var"))
+        redis_url = str(data.get("redis_url", "redis://127.0.0.1:6379/0"))
+        data.setdefault("broker_url", _other_database(redis_url))
+        data.setdefault("database_url", f"sqlite:///{folder.absolute() / 'onward.db'}")
+        return data
+
+    @model_validator(mode="after")
+    def _times_nest(self) -> "WorkerSettings":
+        if not SLICE_SECONDS + self.attempt_timeout < TASK_LIMIT_SECONDS < VISIBILITY_SECONDS:
+            raise ValueError(
+                f"attempt_timeout {self.attempt_timeout:g} s is too long: slice ({SLICE_SECONDS} s) + "
+                f"request < task limit ({TASK_LIMIT_SECONDS} s) < visibility ({VISIBILITY_SECONDS} s)"
+            )
+        return self
+
+    def retry_delay(self, failures: int) -> float:
+        """Return the seconds to wait after `failures` (≥ 1) failed rounds."""
+        return self.retry_schedule[min(failures, len(self.retry_schedule)) - 1]
+
+
+def _other_database(redis_url: str) -> str:
+    base, _, number = redis_url.rpartition("/")
+    if number.isdigit() and base.count("/") >= 2:
+        return f"{base}/{int(number) + 1}"
+    return redis_url.rstrip("/") + "/1"
+
+
+def load_settings(environment: Mapping[str, str] | None = None, **overrides: Any) -> WorkerSettings:
+    """Return the settings of the environment; unset ones from a running `onward up`.
+
+    Raises:
+        InvalidEnvironment: naming each variable and what it should be.
+    """
+    env = os.environ if environment is None else environment
+    given = {
+        name.removeprefix("ONWARD_").lower(): value
+        for name, value in env.items()
+        if name.startswith("ONWARD_")
+        and name.removeprefix("ONWARD_").lower() in WorkerSettings.model_fields
+    }
+    given |= {key: value for key, value in overrides.items() if value is not None}
+    if "redis_url" not in given or "database_url" not in given:
+        given = {**_running(Path(given.get("data_dir", "var"))), **given}
+    try:
+        return WorkerSettings.model_validate(given)
+    except ValidationError as error:
+        faults = (
+            f"ONWARD_{'_'.join(str(p) for p in e['loc'][:1]).upper() or 'SETTINGS'}: {e['msg']}"
+            for e in error.errors()
+        )
+        raise InvalidEnvironment("; ".join(faults)) from None
+
+
+def _running(data_dir: Path) -> dict[str, Any]:
+    """Return what a running `onward up` wrote of itself; empty where none runs."""
+    try:
+        state = json.loads((data_dir / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    kept = WorkerSettings.model_fields.keys() & state.keys()
+    return {key: state[key] for key in kept}
+
+
+def write_state(data_dir: Path, **state: Any) -> None:
+    """Write where the service is, for other commands; mode 0600, replaced in one step."""
+    path = data_dir / STATE_FILE
+    temporary = path.with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(state, indent=1))
+    temporary.replace(path)
