@@ -1,6 +1,7 @@
 """What adapters are made of. Everything an adapter needs is imported from here."""
 
 from providers.kit.catalogue import ALIASES, EVENTS, MONEY_IN, MONEY_OUT
+from providers.kit.envelope import additions, money_body, revenue_body, transaction_body
 from providers.kit.event import Device, Event, Money, Transaction
 from providers.kit.identity import (
     ZERO_UUID,
@@ -56,6 +57,7 @@ from providers.kit.settings import (
 )
 from providers.kit.signing import basic, standard_webhook
 from providers.kit.status import by_status, reason_of
+from providers.kit.url import WebUrl
 
 __all__ = [
     "ALIASES",
@@ -95,6 +97,8 @@ __all__ = [
     "Transaction",
     "Unsent",
     "Verdict",
+    "WebUrl",
+    "additions",
     "advertising_id",
     "amount_of",
     "android_id",
@@ -108,6 +112,7 @@ __all__ = [
     "known",
     "matching",
     "minor_digits",
+    "money_body",
     "name_of",
     "one_each",
     "one_line",
@@ -118,12 +123,14 @@ __all__ = [
     "public_ip",
     "read_settings",
     "reason_of",
+    "revenue_body",
     "revenue_of",
     "rounded",
     "screen",
     "seconds",
     "standard_webhook",
     "text_at",
+    "transaction_body",
     "usable",
     "user_id",
     "vendor_id",

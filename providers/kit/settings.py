@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,8 @@ from pydantic import (
 )
 
 from providers.kit.catalogue import ALIASES, EVENTS
+
+Model = TypeVar("Model", bound="Settings")
 
 SECRET_LENGTH = 4096  # characters; longer is a pasted file, not a key
 
@@ -153,13 +155,16 @@ class InvalidSettings(ValueError):
         )
 
 
-def read_settings(title: str, model: type[Settings], data: Any) -> Settings:
+def read_settings(
+    title: str, model: type[Model], data: Any, context: Mapping[str, Any] | None = None
+) -> Model:
     """Return the model for decoded JSON `data`; raise InvalidSettings naming every fault.
 
-    No fault repeats a value: it may be a secret.
+    No fault repeats a value: it may be a secret. `context` is what the operator allows:
+    `{"allow_http": True}` lets `web_url` take plain http and any port.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         raise InvalidSettings(title, [_fault(title, dict(e)) for e in error.errors()]) from None
 

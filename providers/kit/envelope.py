@@ -1,0 +1,47 @@
+"""Parts of the event as JSON, as the platform's own webhook spells them."""
+
+from typing import Any
+
+import msgspec
+
+from providers.kit.event import Event, Money
+from providers.kit.interface import Json
+
+
+def money_body(money: Money | None) -> dict[str, Json] | None:
+    """Return a price: amount, the same in US dollars, currency."""
+    if money is None:
+        return None
+    return {"value": money.value, "value_usd": money.value_usd, "currency": money.currency}
+
+
+def revenue_body(money: Money | None) -> dict[str, Json] | None:
+    """Return a price and how it relates to the proceeds."""
+    body = money_body(money)
+    if money is None or body is None:
+        return None
+    return body | {"is_proceed": int(money.is_proceed), "proceeds_rate": money.proceeds_rate}
+
+
+def transaction_body(event: Event) -> dict[str, Json]:
+    """Return the store's transaction; ids are text, "" where unknown, times Unix seconds."""
+    made = event.transaction
+    return {
+        "transaction_id": made.transaction_id,
+        "original_transaction_id": made.original_transaction_id,
+        "expires": made.expires,
+        "grace_period_expires": made.grace_period_expires,
+        "transaction_date": made.transaction_date,
+    }
+
+
+def additions(event: Event, own: dict[str, Any]) -> dict[str, Json]:
+    """Return what is known beyond the platform's contract: country, device, extras.
+
+    An extra never takes the place of a member of `own`.
+    """
+    device = {k: v for k, v in msgspec.structs.asdict(event.device).items() if v not in ("", None)}
+    more = {"country": event.country, "device": device, "installed_at": event.installed_at}
+    found = {key: value for key, value in more.items() if value}
+    extras = {key: event.extras[key] for key in sorted(event.extras) if key not in own}
+    return found | extras
