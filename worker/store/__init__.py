@@ -1,0 +1,1 @@
+"""The database: the configuration and the record. The only place with queries."""

@@ -1,0 +1,118 @@
+"""Engines for SQLite and PostgreSQL, and the way of the schema to its newest form."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+
+import migrations
+
+BUSY_SECONDS = 10  # how long a SQLite writer waits for another; a recorder's turn is far shorter
+CONNECT_SECONDS = 5
+
+_alembic = Lock()  # its environment is global: one thread at a time
+
+
+def make_engine(url: str | URL) -> Engine:
+    """Return an engine for a SQLAlchemy URL; `postgres://` and `postgresql://` use psycopg 3.
+
+    On SQLite every transaction takes the writer's lock when it begins, so that what it read cannot
+    change before it writes; `reading` does without.
+    """
+    parsed = make_url(url)
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed)
+    return create_engine(
+        parsed,
+        pool_pre_ping=True,
+        pool_timeout=CONNECT_SECONDS,
+        connect_args={
+            "connect_timeout": CONNECT_SECONDS,
+            "keepalives_idle": 5,
+            "keepalives_interval": 5,
+            "keepalives_count": 2,
+            "tcp_user_timeout": 10_000,  # ms
+        },
+    )
+
+
+def _sqlite(url: URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin in _begin_sqlite, not in the driver
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        f"busy_timeout={BUSY_SECONDS * 1000}",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads = connection.get_execution_options().get("reads", False)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Give a connection that only reads: on SQLite it waits for no writer."""
+    with engine.execution_options(reads=True).connect() as connection:
+        yield connection
+
+
+def now() -> datetime:
+    """Return the present time, aware UTC."""
+    return datetime.now(UTC)
+
+
+def alembic_config() -> Config:
+    """Return Alembic's configuration, wherever the program was started."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    return config
+
+
+def upgrade(database: Engine | str, revision: str = "head") -> None:
+    """Bring the schema to `revision`; of several programs that start at once, one does it."""
+    with _alembic, _engine(database) as engine, engine.begin() as connection:
+        command.upgrade(_config_on(connection), revision)
+
+
+def downgrade(database: Engine | str, revision: str) -> None:
+    """Take the schema back to `revision` ("base": nothing is left)."""
+    with _alembic, _engine(database) as engine, engine.begin() as connection:
+        command.downgrade(_config_on(connection), revision)
+
+
+def _config_on(connection: Connection) -> Config:
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def _engine(database: Engine | str) -> Iterator[Engine]:
+    if isinstance(database, Engine):
+        yield database
+        return
+    engine = make_engine(database)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
