@@ -1,0 +1,67 @@
+"""No secret is left in what is shown."""
+
+import json
+
+import pytest
+
+from providers.kit import Request, basic
+from worker.mask import Mask
+
+SECRET = "sk+live/0123=456789"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Invalid key {SECRET}!",
+        "https://up.example/t?token=sk%2Blive%2F0123%3D456789&x=1",
+        "a=1&key=sk%2Blive/0123%3D456789",
+        json.dumps({"key": SECRET}),
+    ],
+)
+def test_hides_a_secret_in_each_of_its_forms(text: str) -> None:
+    shown = Mask([SECRET])(text)
+    assert "***" in shown
+    assert "456789" not in shown
+
+
+def test_hides_a_secret_of_several_lines_inside_json() -> None:
+    pem = "-----BEGIN KEY-----\nAbCdEf\n-----END KEY-----"
+    assert Mask([pem])(json.dumps({"pem": pem})) == '{"pem": "***"}'
+
+
+def test_a_short_secret_is_hidden_only_where_it_stands_alone() -> None:
+    assert Mask(["abc"])("abc=abcdef, abc") == "***=abcdef, ***"
+
+
+def test_keeps_the_host_of_a_url_that_is_a_secret() -> None:
+    url = "https://hooks.slack.com/services/T0/B0/abcdefghijklmnopqrstuvwx"
+    request = Request("POST", url, body=b"{}")
+    assert Mask([url]).request(request).url == "https://hooks.slack.com/***"
+
+
+@pytest.mark.parametrize(
+    ("header", "shown"),
+    [
+        (basic("key", SECRET), "Basic ***"),
+        (f"Basic {SECRET}", "Basic ***"),
+        (f"Bearer {SECRET}", "Bearer ***"),
+        (basic("nobody"), basic("nobody")),
+    ],
+)
+def test_hides_credentials_in_headers(header: str, shown: str) -> None:
+    request = Request("POST", "https://up.example/", (("Authorization", header),))
+    assert Mask([SECRET]).request(request).headers == (("Authorization", shown),)
+
+
+def test_hides_what_was_signed_with_a_secret_in_a_token_request() -> None:
+    request = Request.form(
+        "https://auth.example/token", {"grant_type": "jwt", "assertion": "eyJh.eyJi.c2ln"}
+    )
+    assert Mask([SECRET]).request(request).body == b"grant_type=jwt&assertion=***"
+
+
+def test_leaves_a_binary_body_and_everything_else_alone() -> None:
+    request = Request("PUT", "https://up.example/o", (("X-A", "1"),), b"\x1f\x8b\x00\xff")
+    assert Mask([SECRET]).request(request) == request
+    assert Mask([]).request(request) == request

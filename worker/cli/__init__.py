@@ -1,0 +1,61 @@
+"""The command line: `onward`, one module per noun. Modules import late, so that help is quick."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from worker.cli import tryout
+from worker.cli.output import failure_of, print_failure
+
+app = typer.Typer(
+    name="onward",
+    help="Delivers mobile-subscription events from Redis to 25 kinds of upstream, and loses none.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"onward {version('onward')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+TRY = "Try out"
+app.command(
+    rich_help_panel=TRY,
+    epilog="onward preview amplitude --settings settings.json --events events.ndjson",
+)(tryout.preview)
+app.command(
+    rich_help_panel=TRY,
+    epilog="onward explain adjust --settings s.json --events e.json --response answer.json",
+)(tryout.explain)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a failure is one clear line on stderr and exit status 1 or 2."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        app(given)
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        print_failure(failure, as_json="--json" in given)
+        sys.exit(failure.code)

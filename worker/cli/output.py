@@ -1,0 +1,115 @@
+"""What commands print: data on stdout, everything else on stderr, and failures in one line."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+# Failures of what we depend on, by class name (importing them all would slow every command down).
+_REMEDIES = {
+    "redis.exceptions.AuthenticationError": "Redis refuses the password; check ONWARD_REDIS_URL",
+    "redis.exceptions.ConnectionError": (
+        "Redis does not answer; start the service with `onward up`, or set ONWARD_REDIS_URL"
+    ),
+    "redis.exceptions.TimeoutError": "Redis does not answer in time; check ONWARD_REDIS_URL",
+    "redis.exceptions.OutOfMemoryError": (
+        "Redis is full; let the workers drain it, or raise its maxmemory"
+    ),
+    "redis.exceptions.RedisError": "Redis refuses; check ONWARD_REDIS_URL and the server's log",
+    "sqlalchemy.exc.OperationalError": (
+        "the database does not answer or has no tables; check ONWARD_DATABASE_URL, "
+        "and run `onward migrate`"
+    ),
+    "sqlalchemy.exc.ProgrammingError": "the database's tables are not these; run `onward migrate`",
+    "sqlalchemy.exc.ArgumentError": "ONWARD_DATABASE_URL is not a SQLAlchemy URL",
+}
+
+
+class Failure(Exception):
+    """The command cannot do it: what is wrong and the remedy, and the faults by field if any."""
+
+    def __init__(
+        self, message: str, details: Iterable[tuple[str, str]] = (), *, code: int = 1
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = list(details)
+        self.code = code
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """Return the failure to show for an error people can mend; None for a fault of ours."""
+    if isinstance(error, Failure):
+        return error
+    for kind in type(error).__mro__:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name in _REMEDIES:
+            return Failure(f"{_REMEDIES[name]} ({_first_line(error)})")
+        match name:
+            case "worker.settings.InvalidEnvironment":
+                return Failure(f"The environment will not do. {error}")
+            case "worker.registry.UnknownProvider":
+                return Failure(str(error), code=2)
+            case "worker.preview.InvalidEvents":
+                return Failure("The events will not do:", error.faults)  # type: ignore[attr-defined]
+            case "providers.kit.settings.InvalidSettings":
+                title = str(error).partition(":")[0]
+                return Failure(f"The settings of {title} will not do:", error.faults)  # type: ignore[attr-defined]
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def print_failure(failure: Failure, *, as_json: bool) -> None:
+    """Print the failure on stderr, and with `as_json` as an object on stdout too."""
+    typer.echo(f"onward: {failure.message}", err=True)
+    for field, message in failure.details:
+        typer.echo(f"  {field}: {message}" if field else f"  {message}", err=True)
+    if as_json:
+        details = [{"field": field, "message": message} for field, message in failure.details]
+        print_json({"error": {"message": failure.message, "details": details}})
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def note(text: str) -> None:
+    """Print a line for people on stderr."""
+    typer.echo(text, err=True)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "None."
+) -> None:
+    """Print a table that fits the width; `empty` where there are no rows."""
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only where a table is shown
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
+    if not cells:
+        typer.echo(empty)
+        return
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    for row in cells:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print names and values below each other; those without a value are left out."""
+    shown = {name: str(value) for name, value in fields.items() if value not in (None, "")}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        first, *more = value.splitlines() or [""]
+        typer.echo(f"{name:<{width}}  {first}")
+        for line in more:
+            typer.echo(f"{'':<{width}}  {line}")
