@@ -45,7 +45,17 @@ from providers.kit.interface import (
     text_at,
 )
 from providers.kit.money import amount_of, minor_digits, plain, revenue_of, rounded
-from providers.kit.plan import in_batches, iso, known, name_of, one_each, packed, plan, screen
+from providers.kit.plan import (
+    clipped,
+    in_batches,
+    iso,
+    known,
+    name_of,
+    one_each,
+    packed,
+    plan,
+    screen,
+)
 from providers.kit.settings import (
     InvalidSettings,
     RevenueSettings,
@@ -105,6 +115,7 @@ __all__ = [
     "at",
     "basic",
     "by_status",
+    "clipped",
     "dump",
     "dump_text",
     "in_batches",

@@ -22,12 +22,14 @@ def user_id(
     *,
     anonymous: bool = True,
     refused: Iterable[str] = (),
+    shortest: int = 0,
 ) -> str:
     """Return the app's id of the user.
 
     In order: property named in the settings, `identity_id`, `custom_user_id`, `_q_custom_user_id`,
     and the platform's own anonymous `user_id` where `anonymous` allows. `refused` are further
-    values (lower case) the upstream takes for nobody.
+    values (lower case) the upstream takes for nobody; so is an id of fewer than `shortest`
+    characters.
     """
     candidates = [
         event.properties.get(own_property, "") if own_property else "",
@@ -36,7 +38,8 @@ def user_id(
         event.properties.get("_q_custom_user_id", ""),
         event.user_id if anonymous else "",
     ]
-    return next((found for c in candidates if (found := usable(c, refused))), "")
+    found = (usable(candidate, refused) for candidate in candidates)
+    return next((value for value in found if value and len(value) >= shortest), "")
 
 
 def property_of(event: Event, *keys: str | None) -> str:

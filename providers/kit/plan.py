@@ -167,6 +167,11 @@ def known(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, "", {}, [], ())}
 
 
+def clipped(text: str, most: int) -> str:
+    """Return `text` cut to at most `most` UTF-8 bytes, never inside a character."""
+    return text.encode()[:most].decode(errors="ignore")
+
+
 def iso(seconds: int, *, milliseconds: bool = False) -> str:
     """Return Unix seconds as ISO 8601 in UTC: `2026-01-01T00:00:00Z` (or `…00.000Z`)."""
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

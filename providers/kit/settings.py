@@ -44,11 +44,12 @@ SecretText = Annotated[SecretStr, AfterValidator(_secret_text)]  # PEM, JSON: li
 
 
 def matching(pattern: str, remedy: str) -> Any:
-    """Return a validator for text of `pattern`; `remedy` says what it should be."""
+    """Return a validator for text or secret of `pattern`; `remedy` says what it should be."""
     compiled = re.compile(pattern)
 
-    def check(value: str) -> str:
-        if not compiled.fullmatch(value):
+    def check(value: str | SecretStr) -> str | SecretStr:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not compiled.fullmatch(text):
             raise ValueError(remedy)
         return value
 
