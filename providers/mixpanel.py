@@ -1,0 +1,264 @@
+"""Mixpanel, /import for server events.
+
+Source: https://developer.mixpanel.com/reference/import-events
+Batch:  2,000 events; 2 MB a request, 1 MB an event.
+Dedup:  same event, distinct_id, time and `$insert_id`, so a retry counts no event twice.
+Errors: a 400 names bad events by index and has stored all others.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from providers.kit import (
+    MB,
+    Check,
+    Context,
+    Delivered,
+    Event,
+    Json,
+    Limits,
+    Misconfigured,
+    Outcome,
+    Partial,
+    Plan,
+    Provider,
+    Rejected,
+    Request,
+    Response,
+    Secret,
+    Settings,
+    Skipped,
+    Split,
+    Verdict,
+    advertising_id,
+    amount_of,
+    at,
+    basic,
+    by_status,
+    clipped,
+    in_batches,
+    known,
+    matching,
+    name_of,
+    public_ip,
+    revenue_of,
+    text_at,
+    user_id,
+)
+
+HOSTS = {"us": "api.mixpanel.com", "eu": "api-eu.mixpanel.com", "in": "api-in.mixpanel.com"}
+STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
+REFUSED = frozenset({"anon", "na", "<nil>", "0", "-1", "true", "false", "[]", "{}"})  # nobody's ids
+DEVICE = "$device:"  # before the distinct id of a user who is not known yet
+TEXT = 255  # bytes of a property
+LIMITS = Limits(events=500, bytes=2 * MB, linger=timedelta(seconds=0.5))
+
+AccountName = Annotated[
+    str, matching(r"[!-9;-~]+", "must be the service account's username, without blanks and colons")
+]
+
+
+class MixpanelSettings(Settings):
+    """A project's token, alone or with a service account of the project."""
+
+    project_token: Secret = Field(description="Project token")
+    region: Literal["us", "eu", "in"] = Field(description="The project's data residency")
+    service_account_username: AccountName | None = Field(
+        None, description="Service account, instead of the token"
+    )
+    service_account_secret: Secret | None = Field(None, description="Service account's secret")
+    project_id: int | None = Field(None, ge=1, description="Project id, with a service account")
+    id_merge: Literal["simplified", "original"] = Field(
+        "simplified", description="The project's identity merge API"
+    )
+    revenue_basis: Literal["usd", "local"] = Field("usd", description="Currency of `revenue`")
+    send_profile_updates: bool = Field(
+        False, description="Also append amounts to the profile's transactions"
+    )
+    sandbox_project_token: Secret | None = Field(
+        None, description="Token of a project for sandbox events"
+    )
+    user_property_for_distinct_id: str | None = Field(
+        None, description="Property with Mixpanel's distinct id"
+    )
+
+    name_pattern = re.compile(r"(?s)[^$].{0,254}")
+    name_rule = "at most 255 characters, and no $ in front: those names are Mixpanel's own"
+
+    @model_validator(mode="after")
+    def _service_account_is_whole(self) -> "MixpanelSettings":
+        parts = (self.service_account_username, self.service_account_secret)
+        if any(parts) and not (all(parts) and self.project_id):
+            raise ValueError(
+                "a service account needs service_account_username, service_account_secret and "
+                "project_id; set all three, or none to use the project token"
+            )
+        return self
+
+    def token(self, *, sandbox: bool) -> str:
+        """The project token for such events."""
+        own = self.sandbox_project_token if sandbox else None
+        return (own or self.project_token).get_secret_value()
+
+
+def encode(events: Sequence[Event], settings: MixpanelSettings, context: Context) -> Plan:
+    """Return batches of events, sandbox apart; then, if wanted, what to add to the profiles."""
+    plan = in_batches(
+        events,
+        LIMITS,
+        lambda event: _event(event, settings),
+        lambda items, sandbox: _import(items, settings, sandbox=sandbox),
+        group=lambda event: event.sandbox and settings.sandbox_project_token is not None,
+        item_bytes=1 * MB,
+    )
+    if not settings.send_profile_updates:
+        return plan
+    sent = [position for position in range(len(events)) if position not in plan.unsent]
+    profiles = tuple(_profiles(events, sent, settings))
+    return replace(plan, requests=plan.requests + profiles)
+
+
+def _import(items: bytes, settings: MixpanelSettings, *, sandbox: bool) -> Request:
+    url = f"https://{HOSTS[settings.region]}/import?strict=1"
+    user, password = settings.token(sandbox=sandbox), ""
+    if settings.service_account_secret and not sandbox:
+        user = settings.service_account_username or ""
+        password = settings.service_account_secret.get_secret_value()
+        url += f"&project_id={settings.project_id}"
+    headers = {"Authorization": basic(user, password), "Accept": "application/json"}
+    return Request.json(url, items, headers=headers)
+
+
+def _event(event: Event, settings: MixpanelSettings) -> Mapping[str, Json] | Skipped:
+    distinct = _distinct_id(event, settings)
+    if not distinct:
+        return Skipped("no_identity", "no Mixpanel distinct id (call identify in the app)")
+    texts = {
+        "product_id": event.product_id,
+        "old_product_id": event.old_product_id,
+        "transaction_id": event.transaction.transaction_id,
+        "original_transaction_id": event.transaction.original_transaction_id,
+    }
+    properties = {
+        "time": event.time * 1000,  # epoch, ms
+        "distinct_id": distinct,
+        **_merge_ids(event, distinct, settings),
+        "$insert_id": event.stable_id,
+        "ip": public_ip(event) or 0,  # without it Mixpanel locates the sender
+        **_money(event, settings),
+        "store": STORES[event.platform],
+        "environment": event.environment,
+        "$ios_ifa": advertising_id(event) if event.platform == "iOS" else "",
+        "advertising_id": advertising_id(event) if event.platform == "Android" else "",
+        **{key: clipped(text, TEXT) for key, text in texts.items()},
+    }
+    return {"event": name_of(event, settings, {}), "properties": known(**properties)}
+
+
+def _distinct_id(event: Event, settings: MixpanelSettings) -> str:
+    return user_id(event, settings.user_property_for_distinct_id, refused=REFUSED)
+
+
+def _merge_ids(event: Event, distinct: str, settings: MixpanelSettings) -> dict[str, str]:
+    """Return the ids of the simplified merge: of a device, or of a user the app has identified."""
+    if settings.id_merge == "original":
+        return {}
+    if distinct.startswith(DEVICE):
+        return {"$device_id": distinct.removeprefix(DEVICE)}
+    own = settings.user_property_for_distinct_id
+    return {"$user_id": user_id(event, own, anonymous=False, refused=REFUSED)}
+
+
+def _money(event: Event, settings: MixpanelSettings) -> dict[str, Json]:
+    money = revenue_of(event, settings)
+    if money is None:
+        return {}
+    amount, currency = amount_of(money, settings.revenue_basis)
+    return {"revenue": amount, "currency": currency, "revenue_usd": money.value_usd}
+
+
+def _profiles(
+    events: Sequence[Event], positions: Sequence[int], settings: MixpanelSettings
+) -> Iterator[Request]:
+    """Yield an update per amount: not idempotent, so optional, and after the event is in."""
+    for position in positions:
+        event = events[position]
+        money = _money(event, settings)
+        if not money:
+            continue
+        when = datetime.fromtimestamp(event.time, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        update = {
+            "$token": settings.token(sandbox=event.sandbox),
+            "$distinct_id": _distinct_id(event, settings),
+            "$ip": public_ip(event) or 0,
+            "$append": {"$transactions": {"$time": when, "$amount": money["revenue"]}},
+        }
+        yield Request.json(
+            f"https://{HOSTS[settings.region]}/engage?verbose=1",
+            [update],
+            headers={"Accept": "application/json"},
+            events=(position,),
+            step=1,
+            optional=True,
+        )
+
+
+def classify(request: Request, response: Response, settings: MixpanelSettings) -> Verdict:
+    """Return what the answer means; events that a 400 does not name are stored."""
+    body = response.json
+    error = text_at(body, "error")
+    if response.status in (200, 400):
+        bad = _failed(body, len(request.events))
+        if bad:
+            return Partial(bad)
+    if response.status == 200 and at(body, "status") == 0:
+        return Rejected("bad_request", error or "status 0")
+    if response.status == 400:
+        return Split("bad_request", error or response.text)
+    return by_status(response, error)
+
+
+def _failed(body: Json, count: int) -> dict[int, Outcome]:
+    bad: dict[int, Outcome] = {}
+    records = at(body, "failed_records")
+    for record in records if isinstance(records, list) else ():
+        index = at(record, "index")
+        if type(index) is int and 0 <= index < count:
+            message = f"{text_at(record, 'field')}: {text_at(record, 'message')}"
+            bad[index] = Rejected("invalid_event", message)
+    return bad
+
+
+def _check(settings: MixpanelSettings, context: Context) -> Request:
+    return _import(b"[]", settings, sandbox=False)
+
+
+def _checked(response: Response) -> Outcome:
+    outcome = by_status(response, text_at(response.json, "error"))
+    if isinstance(outcome, Misconfigured):
+        return outcome
+    return Delivered() if response.status == 400 else outcome  # it took the key, not the empty list
+
+
+provider = Provider(
+    slug="mixpanel",
+    title="Mixpanel",
+    category="Analytics & marketing",
+    stores=("iOS", "Android", "Stripe"),
+    settings=MixpanelSettings,
+    encode=encode,
+    classify=classify,
+    limits=LIMITS,
+    identifiers=("any user id: the one the app gives to Mixpanel's SDK as distinct id",),
+    notes=(
+        "If the app tracks purchases with Mixpanel's SDK too, revenue is counted twice.",
+        "A project in another region than the one set here takes the events and loses them.",
+        "Profile updates cannot be repeated: one that fails is not sent again.",
+    ),
+    check=Check(_check, _checked),
+)
