@@ -1,8 +1,11 @@
 """What adapters are made of. Everything an adapter needs is imported from here."""
 
+from providers.kit.attribution import attributed, attribution_of
 from providers.kit.catalogue import ALIASES, EVENTS, MONEY_IN, MONEY_OUT
+from providers.kit.decode import attribution_from
 from providers.kit.envelope import additions, money_body, revenue_body, transaction_body
 from providers.kit.event import Device, Event, Money, Transaction
+from providers.kit.facts import FACTS, Fact, fact_of, is_active, store_of
 from providers.kit.identity import (
     ZERO_UUID,
     advertising_id,
@@ -72,6 +75,7 @@ from providers.kit.url import WebUrl
 __all__ = [
     "ALIASES",
     "EVENTS",
+    "FACTS",
     "KB",
     "MB",
     "MONEY_IN",
@@ -82,6 +86,7 @@ __all__ = [
     "Delivered",
     "Device",
     "Event",
+    "Fact",
     "Gone",
     "InvalidSettings",
     "Json",
@@ -113,12 +118,17 @@ __all__ = [
     "amount_of",
     "android_id",
     "at",
+    "attributed",
+    "attribution_from",
+    "attribution_of",
     "basic",
     "by_status",
     "clipped",
     "dump",
     "dump_text",
+    "fact_of",
     "in_batches",
+    "is_active",
     "iso",
     "known",
     "matching",
@@ -140,6 +150,7 @@ __all__ = [
     "screen",
     "seconds",
     "standard_webhook",
+    "store_of",
     "text_at",
     "transaction_body",
     "usable",

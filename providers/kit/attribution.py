@@ -1,0 +1,37 @@
+"""Apple Ads attribution, for upstreams that only take events of users who came through an ad."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from providers.kit.event import Event
+from providers.kit.interface import Context, Json, Retry, Skipped, at
+
+TEST_CAMPAIGN = "1234567890"  # of the payload that Apple gives to development builds
+WAIT = timedelta(minutes=5)
+PATIENCE = timedelta(hours=24)  # as long as an attribution token lives
+_UNKNOWN = ("", "-1", "None")
+
+
+def attribution_of(event: Event, context: Context) -> Mapping[str, Json] | Skipped | Retry:
+    """Return the attribution of the event's user, or why the event cannot go (yet).
+
+    The event's own first, then what the project has resolved for the user; while that is awaited,
+    a retry, for a day at most.
+    """
+    record = event.asa_attribution
+    if record is None:
+        record = context.attributions.get(event.user_key)
+    waited = context.now.timestamp() - event.created_at
+    if record is None and event.user_key in context.resolving and waited < PATIENCE.total_seconds():
+        return Retry("attribution_pending", "the user's attribution is not known yet", WAIT)
+    if record is None or record.get("attributed") is not True:
+        return Skipped("not_attributed", "user not attributed to Apple Search Ads")
+    if attributed(record, "campaign_id") == TEST_CAMPAIGN:
+        return Skipped("test_attribution", "Apple's test attribution is not forwarded")
+    return record
+
+
+def attributed(record: Mapping[str, Json], key: str) -> str:
+    """Return a text or id of an attribution; "" where Apple gave none or its placeholder -1."""
+    value = str(at(dict(record), key)).strip()
+    return "" if value in _UNKNOWN else value
