@@ -48,6 +48,7 @@ from providers.kit.interface import (
     text_at,
 )
 from providers.kit.money import amount_of, minor_digits, plain, revenue_of, rounded
+from providers.kit.objects import ObjectSettings, object_key, object_limits, objects
 from providers.kit.plan import (
     clipped,
     in_batches,
@@ -69,6 +70,7 @@ from providers.kit.settings import (
     read_settings,
 )
 from providers.kit.signing import basic, standard_webhook
+from providers.kit.sigv4 import aws_signed, google_signed
 from providers.kit.status import by_status, reason_of
 from providers.kit.url import WebUrl
 
@@ -93,6 +95,7 @@ __all__ = [
     "Limits",
     "Misconfigured",
     "Money",
+    "ObjectSettings",
     "Outcome",
     "Partial",
     "Plan",
@@ -121,12 +124,14 @@ __all__ = [
     "attributed",
     "attribution_from",
     "attribution_of",
+    "aws_signed",
     "basic",
     "by_status",
     "clipped",
     "dump",
     "dump_text",
     "fact_of",
+    "google_signed",
     "in_batches",
     "is_active",
     "iso",
@@ -135,6 +140,9 @@ __all__ = [
     "minor_digits",
     "money_body",
     "name_of",
+    "object_key",
+    "object_limits",
+    "objects",
     "one_each",
     "one_line",
     "packed",
