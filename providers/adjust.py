@@ -47,13 +47,13 @@ from providers.kit import (
     public_ip,
     reason_of,
     revenue_of,
+    store_of,
     text_at,
     user_id,
     vendor_id,
 )
 
 URL = "https://s2s.adjust.com/event"
-STORES = {"iOS": "app_store", "Android": "play_store"}
 NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 WRONG_SETTINGS = (
     "missing authentication token",
@@ -201,7 +201,7 @@ def _callback(event: Event, settings: AdjustSettings, refunded: Mapping[str, str
         "transaction_id": event.transaction.transaction_id,
         "original_transaction_id": event.transaction.original_transaction_id,
         "user_id": user_id(event),
-        "store": STORES[event.platform],
+        "store": store_of(event),
     }
     chosen = {key: values[key] for key in values if key in settings.callback_fields}
     params = known(**chosen, **refunded)
