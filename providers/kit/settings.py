@@ -107,6 +107,8 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _names_fit(self) -> "Settings":
         for event, name in self.event_names.items():
+            if name == "":
+                raise ValueError(f"event_names: blank for {event}; give a name, or null for none")
             if name is None or self.name_pattern is None or self.name_pattern.fullmatch(name):
                 continue
             raise ValueError(f'event_names: "{name}" for {event} will not do: {self.name_rule}')
