@@ -29,21 +29,22 @@ class UnknownProvider(LookupError):
 
 
 @cache
-def all_providers() -> dict[str, Provider[Any]]:
-    """Return every adapter found in `providers/`, in the catalogue's order."""
+def slugs() -> tuple[str, ...]:
+    """Return every slug found in `providers/`, in the catalogue's order."""
     names = [m.name for m in pkgutil.iter_modules(providers.__path__) if m.name != "kit"]
     names.sort(key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return {name: import_module(f"providers.{name}").provider for name in names}
+    return tuple(names)
 
 
-def slugs() -> tuple[str, ...]:
-    """Return every slug, in the catalogue's order."""
-    return tuple(all_providers())
+def all_providers() -> dict[str, Provider[Any]]:
+    """Return every adapter, in the catalogue's order."""
+    return {slug: provider_of(slug) for slug in slugs()}
 
 
+@cache
 def provider_of(slug: str) -> Provider[Any]:
-    """Return the adapter of `slug`; raise UnknownProvider."""
-    try:
-        return all_providers()[slug]
-    except KeyError:
-        raise UnknownProvider(slug) from None
+    """Return the adapter of `slug`, importing no other; raise UnknownProvider."""
+    if slug not in slugs():
+        raise UnknownProvider(slug)
+    provider: Provider[Any] = import_module(f"providers.{slug}").provider
+    return provider
