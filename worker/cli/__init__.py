@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import sandbox, tryout
+from worker.cli import publish, sandbox, tryout
 from worker.cli.output import failure_of, print_failure
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command(
     epilog="onward explain adjust --settings s.json --events e.json --response answer.json",
 )(tryout.explain)
 app.command(rich_help_panel=TRY, epilog="onward sandbox --port 9000")(sandbox.sandbox)
+app.command(rich_help_panel=TRY, epilog="onward publish events.ndjson")(publish.publish)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

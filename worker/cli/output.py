@@ -53,6 +53,8 @@ def failure_of(error: Exception) -> Failure | None:
                 return Failure(f"The environment will not do. {error}")
             case "worker.registry.UnknownProvider":
                 return Failure(str(error), code=2)
+            case "worker.intake.IntakeFull":
+                return Failure(str(error))
             case "worker.preview.InvalidEvents":
                 return Failure("The events will not do:", error.faults)  # type: ignore[attr-defined]
             case "providers.kit.settings.InvalidSettings":

@@ -1,5 +1,6 @@
 """`onward sandbox`: the fake upstreams alone."""
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,8 +20,9 @@ def sandbox(
     try:
         serve(port, _say)
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise Failure(
-            f"Cannot listen on 127.0.0.1:{port}: {error.strerror}. Choose another --port."
+            f"Cannot listen on 127.0.0.1:{port}: {reason}. Choose another --port."
         ) from None
 
 
