@@ -9,7 +9,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 
 import migrations
 
@@ -74,6 +75,12 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """Give a connection that only reads: on SQLite it waits for no writer."""
     with engine.execution_options(reads=True).connect() as connection:
         yield connection
+
+
+def upserting(connection: Connection, table: Table) -> Any:
+    """Return an INSERT that can say ON CONFLICT, in the connection's dialect."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
 
 
 def now() -> datetime:

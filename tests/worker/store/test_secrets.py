@@ -1,0 +1,161 @@
+"""Settings at rest open only with their key and for their row; secrets do not show."""
+
+import base64
+import json
+import stat
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import Engine, text
+
+from worker.settings import WorkerSettings
+from worker.store.database import reading
+from worker.store.errors import Corrupt, UnknownKey
+from worker.store.integrations import get, save_settings
+from worker.store.secrets import (
+    KeyRing,
+    check_keys,
+    embedded_key,
+    key_of,
+    keyring_of,
+    masker,
+    rotate,
+)
+
+OLD, NEW = "01" * 32, base64.b64encode(b"n" * 32).decode()
+
+
+def test_what_is_sealed_opens_again() -> None:
+    ring = KeyRing.of(OLD)
+    sealed = ring.encrypt("väl", "i1")
+    assert ring.decrypt(sealed, "i1") == "väl"
+    assert sealed != ring.encrypt("väl", "i1")  # a new nonce each time
+
+
+@pytest.mark.parametrize("text_", [OLD, NEW, "correct horse battery staple", "01" * 31])
+def test_a_key_may_be_hex_base64_or_words(text_: str) -> None:
+    sealed = KeyRing.of(text_).encrypt("x", "i1")
+    assert KeyRing.of(f"another one, {text_} ").decrypt(sealed, "i1") == "x"
+
+
+def test_hex_and_base64_of_the_same_bytes_are_the_same_key() -> None:
+    as_hex, as_base64 = KeyRing.of((b"n" * 32).hex()), KeyRing.of(NEW)
+    assert as_hex.newest == as_base64.newest
+
+
+def test_the_newest_encrypts_and_all_decrypt() -> None:
+    both = KeyRing.of(f"{NEW},{OLD}")
+    assert key_of(both.encrypt("x", "i1")) == KeyRing.of(NEW).newest
+    assert both.decrypt(KeyRing.of(OLD).encrypt("x", "i1"), "i1") == "x"
+
+
+def test_a_lost_key_is_named_with_its_remedy() -> None:
+    sealed = KeyRing.of(OLD).encrypt("x", "i1")
+    with pytest.raises(UnknownKey, match=r"i1.*ONWARD_SECRET_KEYS"):
+        KeyRing.of(NEW).decrypt(sealed, "i1")
+
+
+def test_an_empty_ring_is_refused() -> None:
+    with pytest.raises(ValueError, match="ONWARD_SECRET_KEYS"):
+        KeyRing.of(" , ")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other row", "no base64"])
+def test_what_was_tampered_with_does_not_open(damage: str) -> None:
+    ring = KeyRing.of(OLD)
+    sealed = ring.encrypt("x", "i1")
+    head, _, body = sealed.rpartition(".")
+    raw = bytearray(base64.urlsafe_b64decode(body))
+    raw[-1] ^= 1
+    broken = {
+        "cut": head + "." + body[:8],
+        "flip": f"{head}.{base64.urlsafe_b64encode(raw).decode()}",
+        "other row": ring.encrypt("x", "i2"),
+        "no base64": head + ".ü",
+    }[damage]
+    with pytest.raises(Corrupt):
+        ring.decrypt(broken, "i1")
+
+
+def test_the_embedded_key_is_made_once_and_private(tmp_path: Path) -> None:
+    folder = tmp_path / "var"
+    first = embedded_key(folder)
+    assert embedded_key(folder) == first
+    assert stat.S_IMODE((folder / "secret.key").stat().st_mode) == 0o600
+    assert [path.name for path in folder.iterdir()] == ["secret.key"]
+    assert keyring_of(WorkerSettings(data_dir=folder)).newest == KeyRing.of(first).newest
+    given = WorkerSettings.model_validate({"data_dir": folder, "secret_keys": NEW})
+    assert keyring_of(given).newest == KeyRing.of(NEW).newest
+
+
+def test_rotation(engine: Engine, integration_id: str) -> None:
+    data = {"api_key": "k3y"}
+    with engine.begin() as connection:
+        save_settings(connection, integration_id, data, KeyRing.of(OLD), actor="op")
+    both, new = KeyRing.of(f"{NEW},{OLD}"), KeyRing.of(NEW)
+    with reading(engine) as connection:
+        check_keys(connection, both)
+        with pytest.raises(UnknownKey, match=integration_id):
+            check_keys(connection, new)
+    with engine.begin() as connection:
+        assert list(rotate(connection, both)) == [(1, 1)]
+        assert list(rotate(connection, both)) == []
+    with reading(engine) as connection:
+        sealed = get(connection, integration_id).settings
+    assert sealed is not None
+    assert json.loads(new.decrypt(sealed, integration_id)) == data
+
+
+def test_nothing_is_rotated_while_a_key_is_missing(engine: Engine, integration_id: str) -> None:
+    with engine.begin() as connection:
+        save_settings(connection, integration_id, {"api_key": "k"}, KeyRing.of(OLD), actor="op")
+    with engine.begin() as connection, pytest.raises(UnknownKey):
+        list(rotate(connection, KeyRing.of(NEW)))
+
+
+def test_settings_of_another_row_do_not_open(engine: Engine, integration_id: str) -> None:
+    foreign = KeyRing.of(OLD).encrypt("{}", "aaaaaaaa")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE integrations SET settings = :s"), {"s": foreign})
+    with reading(engine) as connection, pytest.raises(Corrupt, match=integration_id):
+        KeyRing.of(OLD).decrypt(get(connection, integration_id).settings or "", integration_id)
+
+
+SECRET = 'p/ss"w&rd=42é'
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        SECRET,
+        base64.b64encode(SECRET.encode()).decode(),
+        base64.b64encode((SECRET + ":").encode()).decode(),
+        quote(SECRET, safe=""),
+        json.dumps(SECRET, ensure_ascii=False)[1:-1],
+        json.dumps(SECRET)[1:-1],
+    ],
+)
+def test_a_secret_is_hidden_in_every_form(form: str) -> None:
+    shown = masker([SECRET])(f"said {form} twice: {form}.")
+    assert form.rstrip("=") not in shown
+    assert shown.startswith("said ***")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
+        ("basic dXNlcjpwYXNz", "basic ***"),
+        ("key whsec_MDEyMzQ1Njc4OWFi is bad", "key *** is bad"),
+        ("test_sk_abcdefgh1234 and sk_abcdefgh1234", "*** and ***"),
+        ("a risk_assessment of basic facts", "a risk_assessment of basic facts"),
+        ("nothing to hide", "nothing to hide"),
+    ],
+)
+def test_what_looks_like_a_secret_is_hidden(said: str, shown: str) -> None:
+    assert masker([])(said) == shown
+
+
+def test_the_longest_secret_goes_first() -> None:
+    assert masker(["abcdefgh", "abcdefghijkl", ""])("abcdefghijkl abcdefgh") == "*** ***"

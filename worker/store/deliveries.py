@@ -1,0 +1,263 @@
+"""How events ended. `record_rows` is the journal's way into the database.
+
+A shard's rows are written in one transaction together with how far it is recorded, so that a page
+is recorded once however often it is tried, and by however many recorders.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Engine,
+    Integer,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+
+from worker.store.database import now, reading, upserting
+from worker.store.models import (
+    Attribution,
+    DeadLetter,
+    Delivery,
+    Integration,
+    JournalMark,
+    Tally,
+    UtcTime,
+)
+
+Fields = Mapping[str, Any]
+PRUNED_AT_ONCE = 5_000  # rows; SQLite's writers wait for as long as that takes
+_T = Delivery.table()
+_LETTERS = DeadLetter.table()
+
+
+def record_rows(
+    engine: Engine,
+    shard: int,
+    last_id_before: str | None,
+    last_id: str,
+    *,
+    deliveries: Sequence[Fields] = (),
+    dead_letters: Sequence[Fields] = (),
+    tallies: Mapping[tuple[str, str], int] | None = None,
+    health: Mapping[str, Fields] | None = None,
+    learned: Sequence[Fields] = (),
+) -> bool:
+    """Write what a shard's journal holds after `last_id_before`, up to `last_id`.
+
+    Rows are dicts of the tables' columns; absent ones are null (`attempts`: 0). A dead letter's
+    `faults` are JSON, or its text. `tallies` counts by (integration, outcome). `health` is by
+    integration: `last_delivery_at`, `last_error_at`, `last_error_message`, `last_error_reason`,
+    `failures`, and `delivered` (then `failures` are those since). `learned` are attributions.
+
+    Returns False, and writes nothing, where the mark is elsewhere: another recorder was there.
+    """
+    with engine.begin() as connection:
+        if not _move_mark(connection, shard, last_id_before, last_id):
+            return False
+        _write(connection, _T, deliveries)
+        _write(connection, _LETTERS, [_storable(letter) for letter in dead_letters])
+        _add_tallies(connection, tallies or {})
+        _note_health(connection, health or {})
+        _keep_attributions(connection, learned)
+    return True
+
+
+def last_recorded(connection: Connection, shard: int) -> str | None:
+    """Return the journal id up to which a shard is recorded; None: nothing yet."""
+    mark = JournalMark.table()
+    return connection.execute(select(mark.c.last_id).where(mark.c.shard == shard)).scalar()
+
+
+def _move_mark(connection: Connection, shard: int, before: str | None, to: str) -> bool:
+    mark = JournalMark.table()
+    moved = connection.execute(
+        update(mark).where(mark.c.shard == shard, mark.c.last_id == before).values(last_id=to)
+    )
+    if moved.rowcount == 1:
+        return True
+    first = upserting(connection, mark).values(shard=shard, last_id=to).on_conflict_do_nothing()
+    return connection.execute(first.returning(mark.c.shard)).first() is not None
+
+
+def _write(connection: Connection, table: Table, rows: Sequence[Fields]) -> None:
+    """Write rows: with COPY, a fraction of what any INSERT costs, or with executemany."""
+    if not rows:
+        return
+    names = [column.name for column in table.columns if column.name != "id"]
+    values = ([row.get(name) for name in names] for row in ({"attempts": 0, **r} for r in rows))
+    if connection.dialect.name != "postgresql":
+        connection.execute(insert(table), [dict(zip(names, v, strict=True)) for v in values])
+        return
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101  make_engine knows no other
+    head = f"COPY {table.name} ({', '.join(names)}) FROM STDIN"
+    with driver.cursor() as cursor, cursor.copy(head) as copy:
+        for row in values:
+            copy.write_row([json.dumps(v) if isinstance(v, list | dict) else v for v in row])
+
+
+def _storable(letter: Fields) -> dict[str, Any]:
+    """Return a dead letter's fields without what no database holds: NUL, lone surrogates."""
+    clean = {k: _text(v) if isinstance(v, str) else v for k, v in letter.items()}
+    if isinstance(clean.get("faults"), str):
+        clean["faults"] = json.loads(clean["faults"])
+    return clean
+
+
+def _text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
+def _add_tallies(connection: Connection, tallies: Mapping[tuple[str, str], int]) -> None:
+    if not tallies:
+        return
+    table = Tally.table()
+    new = upserting(connection, table)
+    more = new.on_conflict_do_update(
+        index_elements=[table.c.integration_id, table.c.outcome],
+        set_={"count": table.c.count + new.excluded.count},
+    )
+    rows = [
+        {"integration_id": integration, "outcome": outcome, "count": count}
+        for (integration, outcome), count in sorted(tallies.items())  # one order: no deadlock
+    ]
+    connection.execute(more, rows)
+
+
+def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
+    """Move what an operator sees of each integration; while suspended its last words stand."""
+    if not health:
+        return
+    t = Integration.table()
+    delivered_at, error_at, first = (
+        bindparam(name, type_=UtcTime()) for name in ("delivered_at", "error_at", "first")
+    )
+    failures, delivered = (
+        bindparam("failures", type_=Integer),
+        bindparam("delivered", type_=Boolean),
+    )
+    newer = and_(
+        error_at.is_not(None),
+        t.c.active != 2,
+        or_(t.c.last_error_at.is_(None), t.c.last_error_at <= error_at),
+    )
+    reset = delivered == true()
+    statement = (
+        update(t)
+        .where(t.c.id == bindparam("of"))
+        .values(
+            last_delivery_at=func.coalesce(delivered_at, t.c.last_delivery_at),
+            last_error_at=case((newer, error_at), else_=t.c.last_error_at),
+            last_error_message=_if(newer, "message", t.c.last_error_message),
+            last_error_reason=_if(newer, "reason", t.c.last_error_reason),
+            delivery_error_count=case((reset, failures), else_=t.c.delivery_error_count + failures),
+            first_error_at=case((reset, first), else_=func.coalesce(t.c.first_error_at, first)),
+        )
+    )
+    connection.execute(statement, [_health(id_, seen) for id_, seen in sorted(health.items())])
+
+
+def _if(condition: Any, name: str, otherwise: Any) -> Any:
+    return case((condition, bindparam(name, type_=Text)), else_=otherwise)
+
+
+def _health(integration_id: str, seen: Fields) -> dict[str, Any]:
+    failures = seen.get("failures", 0)
+    return {
+        "of": integration_id,
+        "delivered_at": seen.get("last_delivery_at"),
+        "error_at": seen.get("last_error_at"),
+        "message": seen.get("last_error_message"),
+        "reason": seen.get("last_error_reason"),
+        "failures": failures,
+        "delivered": bool(seen.get("delivered")),
+        "first": seen.get("first_error_at", seen.get("last_error_at")) if failures else None,
+    }
+
+
+def _keep_attributions(connection: Connection, learned: Sequence[Fields]) -> None:
+    if not learned:
+        return
+    table = Attribution.table()
+    new = upserting(connection, table)
+    names = ("record", "state", "updated_at")
+    connection.execute(
+        new.on_conflict_do_update(
+            index_elements=[table.c.project_id, table.c.user_key],
+            set_={name: new.excluded[name] for name in names},
+        ),
+        [dict(row) for row in learned],
+    )
+
+
+def list_deliveries(
+    connection: Connection,
+    *,
+    project_id: str | None = None,
+    integration_id: str | None = None,
+    event_id: str | None = None,
+    outcome: str | None = None,
+    before_id: int | None = None,
+    limit: int = 100,
+) -> list[Delivery]:
+    """Return the newest first; `before_id` goes on from an earlier answer."""
+    given = {
+        _T.c.project_id: project_id,
+        _T.c.integration_id: integration_id,
+        _T.c.event_id: event_id,
+        _T.c.outcome: outcome,
+    }
+    query = select(_T).order_by(_T.c.id.desc()).limit(limit)
+    query = query.where(*(column == value for column, value in given.items() if value is not None))
+    if before_id is not None:
+        query = query.where(_T.c.id < before_id)
+    return [Delivery.of(row) for row in connection.execute(query)]
+
+
+def list_tallies(connection: Connection) -> dict[tuple[str, str], int]:
+    """Return the terminal outcomes recorded, by (integration, outcome)."""
+    table = Tally.table()
+    rows = connection.execute(select(table.c.integration_id, table.c.outcome, table.c.count))
+    return {(integration, outcome): count for integration, outcome, count in rows}
+
+
+def prune_by_days(engine: Engine, days: int) -> int:
+    """Delete deliveries and dead letters older than `days`; return how many.
+
+    A dead letter with an `expires_at` of its own stays until then.
+    """
+    moment = now()
+    oldest = moment - timedelta(days=days)
+    deleted = 0
+    while last := _last_old(engine, oldest):
+        with engine.begin() as connection:
+            old = delete(_T).where(_T.c.id <= last, _T.c.finished_at < oldest)
+            deleted += connection.execute(old).rowcount
+    ends = _LETTERS.c.expires_at
+    over = or_(ends < moment, and_(ends.is_(None), _LETTERS.c.created_at < oldest))
+    with engine.begin() as connection:
+        return deleted + connection.execute(delete(_LETTERS).where(over)).rowcount
+
+
+def _last_old(engine: Engine, finished_before: datetime) -> int:
+    """Return the last old id of the first few rows (they are nearly in order of time), or 0."""
+    head = select(_T.c.id, _T.c.finished_at).order_by(_T.c.id).limit(PRUNED_AT_ONCE)
+    with reading(engine) as connection:
+        rows = connection.execute(head).all()
+    return max((id_ for id_, finished_at in rows if finished_at < finished_before), default=0)

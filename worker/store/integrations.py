@@ -1,0 +1,260 @@
+"""Integrations: their state, their settings, and the one way each of them changes.
+
+Functions work in the caller's transaction; on SQLite it holds the writer's lock from its begin.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from worker.store import audit, notifications
+from worker.store.checks import check_new, check_settings, shown_settings
+from worker.store.database import now
+from worker.store.errors import Invalid, NotFound
+from worker.store.models import Integration
+from worker.store.projects import random_text
+from worker.store.secrets import KeyRing
+
+ID_LENGTH = 8
+MESSAGE_LENGTH = 1000  # characters of last_error_message
+_T = Integration.table()
+
+
+def create_integration(
+    connection: Connection,
+    project_id: str,
+    *,
+    title: Any,
+    slug: Any,
+    platform: Any,
+    actor: str,
+) -> Integration:
+    """Make an integration, paused (`active` 0); raise Invalid naming every faulty field."""
+    faults = check_new(title=title, slug=slug, platform=platform)
+    if faults:
+        raise Invalid(faults)
+    moment = now()
+    values = {
+        "id": _new_id(connection),
+        "project_id": project_id,
+        "slug": slug,
+        "platform": platform,
+        "title": title,
+        "active": 0,
+        "epoch": 0,
+        "created_at": moment,
+        "updated_at": moment,
+        "delivery_error_count": 0,
+    }
+    connection.execute(insert(_T).values(values))
+    audit.add(
+        connection,
+        actor,
+        "integration.create",
+        project_id=project_id,
+        integration_id=values["id"],
+        after={"title": title, "slug": slug, "platform": platform, "active": 0},
+    )
+    return Integration(**values)
+
+
+def _new_id(connection: Connection) -> str:
+    """Return an id that no integration has or had (deleted rows stay)."""
+    while True:
+        id_ = random_text(ID_LENGTH)
+        if connection.execute(select(_T.c.id).where(_T.c.id == id_)).first() is None:
+            return id_
+
+
+def get(connection: Connection, integration_id: str, project_id: str | None = None) -> Integration:
+    """Return the integration; raise NotFound, also for one of another than the given project."""
+    return _get(connection, integration_id, project_id, for_update=False)
+
+
+def _get(
+    connection: Connection, integration_id: str, project_id: str | None, *, for_update: bool
+) -> Integration:
+    query = select(_T).where(_T.c.id == integration_id, _T.c.deleted_at.is_(None))
+    if project_id is not None:
+        query = query.where(_T.c.project_id == project_id)
+    row = connection.execute(query.with_for_update() if for_update else query).first()
+    if row is None:
+        raise NotFound("No integration with this id")
+    return Integration.of(row)
+
+
+def list_of(connection: Connection, project_id: str | None = None) -> list[Integration]:
+    """Return the integrations of a project (None: of all) in order of creation."""
+    query = select(_T).where(_T.c.deleted_at.is_(None)).order_by(_T.c.created_at, _T.c.id)
+    if project_id is not None:
+        query = query.where(_T.c.project_id == project_id)
+    return [Integration.of(row) for row in connection.execute(query)]
+
+
+def config_rows(connection: Connection) -> Sequence[Row[Any]]:
+    """Return what the worker caches of every integration that is not deleted, paused ones too."""
+    names = (
+        "id", "project_id", "slug", "platform", "active", "epoch", "probation_epoch",
+        "updated_at", "settings", "deleted_at",
+    )  # fmt: skip
+    columns = [_T.c[name] for name in names]
+    return connection.execute(select(*columns).where(_T.c.deleted_at.is_(None))).all()
+
+
+def set_status(
+    connection: Connection,
+    integration_id: str,
+    status: int,
+    actor: str,
+    project_id: str | None = None,
+) -> Integration:
+    """Pause (0) or activate (1); the present state again changes nothing. Raise NotFound.
+
+    From 2 to 1 failures count from zero, under a new epoch that is on probation.
+    """
+    if status not in (0, 1):
+        raise Invalid([("status", "must be 0 or 1")])
+    found = _get(connection, integration_id, project_id, for_update=True)
+    if found.active == status:
+        return found
+    values: dict[str, Any] = {"active": status, "updated_at": now()}
+    if found.active == 2 and status == 1:
+        values |= {
+            "delivery_error_count": 0,
+            "first_error_at": None,
+            "epoch": found.epoch + 1,
+            "probation_epoch": found.epoch + 1,
+        }
+    connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
+    audit.add(
+        connection,
+        actor,
+        "integration.status",
+        project_id=found.project_id,
+        integration_id=integration_id,
+        before={"active": found.active},
+        after={"active": status},
+    )
+    return get(connection, integration_id)
+
+
+def save_settings(
+    connection: Connection,
+    integration_id: str,
+    data: Mapping[str, Any],
+    keyring: KeyRing,
+    *,
+    actor: str,
+    allow_private: bool = False,
+    project_id: str | None = None,
+) -> Integration:
+    """Replace the settings, encrypted; raise Invalid naming every faulty key, or NotFound.
+
+    A secret given as it is shown (`{"set": true, …}`) keeps its value.
+    """
+    found = _get(connection, integration_id, project_id, for_update=True)
+    old: dict[str, Any] = {}
+    if found.settings and any(map(_is_shown, data.values())):
+        old = json.loads(keyring.decrypt(found.settings, integration_id))
+    merged = {k: old.get(k) if _is_shown(v) else v for k, v in data.items()}
+    model = check_settings(found.slug, merged, allow_private=allow_private)
+    values = {
+        "settings": keyring.encrypt(json.dumps(merged), integration_id),
+        "updated_at": now(),
+    }
+    connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
+    audit.add(
+        connection,
+        actor,
+        "integration.settings",
+        project_id=found.project_id,
+        integration_id=integration_id,
+        before={"set": found.settings is not None},
+        after=shown_settings(model),
+    )
+    return get(connection, integration_id)
+
+
+def _is_shown(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("set") is True
+
+
+def delete(
+    connection: Connection, integration_id: str, actor: str, project_id: str | None = None
+) -> None:
+    """Delete for good: the row stays, so that its id is never reused; its settings go.
+
+    Raise NotFound, also the second time.
+    """
+    found = _get(connection, integration_id, project_id, for_update=True)
+    values = {"deleted_at": now(), "settings": None}
+    connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
+    audit.add(
+        connection,
+        actor,
+        "integration.delete",
+        project_id=found.project_id,
+        integration_id=integration_id,
+        before={"title": found.title, "slug": found.slug, "active": found.active},
+    )
+
+
+def suspend(
+    connection: Connection,
+    integration_id: str,
+    epoch: int,
+    *,
+    message: str,
+    reason: str,
+    at: datetime,
+) -> bool:
+    """Suspend the pipeline if it is still active under `epoch`; True only for who did it.
+
+    One conditional statement, so of many racing workers one wins; the flip moves the epoch, so
+    that late failures of the old one can not suspend a pipeline that was activated since.
+    """
+    message = message[:MESSAGE_LENGTH]
+    flipped = connection.execute(
+        update(_T)
+        .where(
+            _T.c.id == integration_id,
+            _T.c.active == 1,
+            _T.c.epoch == epoch,
+            _T.c.deleted_at.is_(None),
+        )
+        .values(
+            active=2,
+            epoch=_T.c.epoch + 1,
+            probation_epoch=_T.c.epoch + 1,
+            last_error_message=message,
+            last_error_reason=reason,
+            last_error_at=at,
+            updated_at=now(),
+        )
+        .returning(_T.c.project_id, _T.c.slug, _T.c.title)
+    ).first()
+    if flipped is None:
+        return False
+    project_id, slug, title = flipped
+    after = {"active": 2, "reason": reason, "message": message}
+    audit.add(
+        connection,
+        "worker",
+        "integration.suspend",
+        project_id=project_id,
+        integration_id=integration_id,
+        before={"active": 1},
+        after=after,
+    )
+    notifications.add(
+        connection,
+        "integration.suspended",
+        {**after, "slug": slug, "title": title},
+        project_id=project_id,
+        integration_id=integration_id,
+        at=at,
+    )
+    return True

@@ -1,0 +1,154 @@
+"""Projects and their keys. A key is shown once; kept is its hash."""
+
+import hmac
+import re
+import secrets
+import string
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from typing import Literal
+
+from sqlalchemy import Connection, insert, or_, select, update
+
+from worker.store import audit
+from worker.store.database import now
+from worker.store.errors import AlreadyExists, Invalid, NotFound
+from worker.store.models import Project, ProjectKey
+
+ALPHABET = string.ascii_letters + string.digits
+KEY_LENGTH = 43  # characters of base 62: 256 bits
+SHOWN = 4  # characters of a key's random part by which people recognise it
+USED_EVERY = timedelta(minutes=1)  # how exact last_used_at is
+
+Kind = Literal["secret", "sdk"]
+Mode = Literal["live", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewProject:
+    """A project just made, with the only sight of its keys."""
+
+    project: Project
+    secret_key: str
+    test_key: str
+
+
+def random_text(length: int) -> str:
+    """Return random letters and digits."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def create_project(
+    connection: Connection, name: str, project_id: str | None = None, actor: str = "cli"
+) -> NewProject:
+    """Make a project with a live and a test key; raise Invalid or AlreadyExists."""
+    id_ = project_id or f"prj_{random_text(12)}"
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id_):
+        raise Invalid([("id", "must be 1 to 64 letters, digits, _ or -")])
+    if not name.strip():
+        raise Invalid([("name", "must not be blank")])
+    if connection.execute(select(Project.id).where(Project.id == id_)).first():
+        raise AlreadyExists(f"There is a project {id_} already. Choose another id.")
+    project = {"id": id_, "name": name.strip(), "created_at": now()}
+    connection.execute(insert(Project).values(project))
+    audit.add(connection, actor, "project.create", project_id=id_, after={"name": name.strip()})
+    live = add_key(connection, id_, actor=actor)
+    test = add_key(connection, id_, mode="test", actor=actor)
+    return NewProject(Project(**project), live, test)
+
+
+def list_projects(connection: Connection) -> list[Project]:
+    """Return the projects in order of creation, deleted ones left out."""
+    table = Project.table()
+    query = select(table).where(table.c.deleted_at.is_(None)).order_by(table.c.created_at)
+    return [Project.of(row) for row in connection.execute(query)]
+
+
+def get_project(connection: Connection, project_id: str) -> Project:
+    """Return the project; raise NotFound."""
+    table = Project.table()
+    row = connection.execute(
+        select(table).where(table.c.id == project_id, table.c.deleted_at.is_(None))
+    ).first()
+    if row is None:
+        raise NotFound(f"No project {project_id}")
+    return Project.of(row)
+
+
+def add_key(
+    connection: Connection,
+    project_id: str,
+    kind: Kind = "secret",
+    mode: Mode = "live",
+    actor: str = "cli",
+) -> str:
+    """Return a new key of the project, beside those it has; raise NotFound."""
+    get_project(connection, project_id)
+    head = ("test_" if mode == "test" else "") + ("sk_" if kind == "secret" else "sdk_")
+    key = head + random_text(KEY_LENGTH)
+    prefix = key[: len(head) + SHOWN]
+    connection.execute(
+        insert(ProjectKey).values(
+            project_id=project_id,
+            prefix=prefix,
+            digest=_digest(key),
+            kind=kind,
+            mode=mode,
+            created_at=now(),
+        )
+    )
+    shown = {"prefix": prefix, "kind": kind, "mode": mode}
+    audit.add(connection, actor, "key.create", project_id=project_id, after=shown)
+    return key
+
+
+def list_keys(connection: Connection, project_id: str) -> list[ProjectKey]:
+    """Return the project's keys, revoked ones too, oldest first."""
+    table = ProjectKey.table()
+    query = select(table).where(table.c.project_id == project_id).order_by(table.c.id)
+    return [ProjectKey.of(row) for row in connection.execute(query)]
+
+
+def revoke_key(connection: Connection, project_id: str, key_id: int, actor: str = "cli") -> None:
+    """Make a key useless from now on; raise NotFound for one that is not the project's."""
+    table = ProjectKey.table()
+    mine = (table.c.id == key_id, table.c.project_id == project_id)
+    row = connection.execute(select(table).where(*mine, table.c.revoked_at.is_(None))).first()
+    if row is None:
+        raise NotFound(f"No key {key_id} of project {project_id}")
+    connection.execute(update(table).where(*mine).values(revoked_at=now()))
+    shown = {"prefix": row.prefix, "kind": row.kind, "mode": row.mode}
+    audit.add(connection, actor, "key.revoke", project_id=project_id, before=shown)
+
+
+def project_of_key(connection: Connection, key: str) -> ProjectKey | None:
+    """Return what is known of a key, None where it is unknown, revoked or its project deleted."""
+    digest = _digest(key)
+    table = ProjectKey.table()
+    row = connection.execute(
+        select(table)
+        .join(Project.table(), Project.id == table.c.project_id)
+        .where(
+            table.c.digest == digest,
+            table.c.revoked_at.is_(None),
+            Project.table().c.deleted_at.is_(None),
+        )
+    ).first()
+    if row is None or not hmac.compare_digest(row.digest, digest):
+        return None
+    return ProjectKey.of(row)
+
+
+def touch_key(connection: Connection, key: ProjectKey) -> None:
+    """Remember that the key was used, to the minute."""
+    used = ProjectKey.table().c.last_used_at
+    connection.execute(
+        update(ProjectKey.table())
+        .where(ProjectKey.id == key.id, or_(used.is_(None), used < now() - USED_EVERY))
+        .values(last_used_at=now())
+    )
+
+
+def _digest(key: str) -> str:
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
