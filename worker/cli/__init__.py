@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import publish, sandbox, tryout
+from worker.cli import providers, publish, sandbox, tryout
 from worker.cli.output import failure_of, print_failure
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command(
 )(tryout.explain)
 app.command(rich_help_panel=TRY, epilog="onward sandbox --port 9000")(sandbox.sandbox)
 app.command(rich_help_panel=TRY, epilog="onward publish events.ndjson")(publish.publish)
+app.add_typer(providers.app, name="providers")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -106,6 +106,14 @@ def print_table(
     Console(highlight=False).print(table)
 
 
+def print_markdown(text: str) -> None:
+    """Print Markdown, laid out for the width."""
+    from rich.console import Console  # noqa: PLC0415  only where it is shown
+    from rich.markdown import Markdown  # noqa: PLC0415
+
+    Console(highlight=False).print(Markdown(text))
+
+
 def print_fields(fields: Mapping[str, Any]) -> None:
     """Print names and values below each other; those without a value are left out."""
     shown = {name: str(value) for name, value in fields.items() if value not in (None, "")}
