@@ -6,7 +6,7 @@ is recorded once however often it is tried, and by however many recorders.
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -29,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker.store.database import now, reading, upserting
+from worker.store.database import reading, upserting
 from worker.store.models import (
     Attribution,
     DeadLetter,
@@ -237,20 +237,18 @@ def list_tallies(connection: Connection) -> dict[tuple[str, str], int]:
     return {(integration, outcome): count for integration, outcome, count in rows}
 
 
-def prune_by_days(engine: Engine, days: int) -> int:
-    """Delete deliveries and dead letters older than `days`; return how many.
+def prune(engine: Engine, ended_before: datetime, moment: datetime) -> int:
+    """Delete what ended before a time, deliveries and dead letters; return how many.
 
-    A dead letter with an `expires_at` of its own stays until then.
+    A dead letter with an `expires_at` of its own stays until `moment` is past that.
     """
-    moment = now()
-    oldest = moment - timedelta(days=days)
     deleted = 0
-    while last := _last_old(engine, oldest):
+    while last := _last_old(engine, ended_before):
         with engine.begin() as connection:
-            old = delete(_T).where(_T.c.id <= last, _T.c.finished_at < oldest)
+            old = delete(_T).where(_T.c.id <= last, _T.c.finished_at < ended_before)
             deleted += connection.execute(old).rowcount
     ends = _LETTERS.c.expires_at
-    over = or_(ends < moment, and_(ends.is_(None), _LETTERS.c.created_at < oldest))
+    over = or_(ends < moment, and_(ends.is_(None), _LETTERS.c.created_at < ended_before))
     with engine.begin() as connection:
         return deleted + connection.execute(delete(_LETTERS).where(over)).rowcount
 

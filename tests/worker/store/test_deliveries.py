@@ -15,7 +15,7 @@ from worker.store.deliveries import (
     last_recorded,
     list_deliveries,
     list_tallies,
-    prune_by_days,
+    prune,
     record_rows,
 )
 from worker.store.errors import NotFound
@@ -232,8 +232,8 @@ def test_prune_takes_the_old_and_leaves_the_young(
         letter(created_at=old, expires_at=moment + timedelta(days=1), event_id="kept too"),
     ]
     record_rows(engine, 0, None, "1", deliveries=rows, dead_letters=letters)
-    assert prune_by_days(engine, 30) == 7
-    assert prune_by_days(engine, 30) == 0
+    assert prune(engine, moment - timedelta(days=30), moment) == 7
+    assert prune(engine, moment - timedelta(days=30), moment) == 0
     with reading(engine) as connection:
         assert [found.event_id for found in list_deliveries(connection)] == ["young"]
         assert {found.event_id for found in list_dead_letters(connection)} == {"kept", "kept too"}
