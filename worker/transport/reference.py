@@ -3,6 +3,8 @@
 Built on httpx's transport, not its client: no redirects, cookies, environment or decoding to turn
 off. A request goes to the checked address; name and `Host` stay those of the URL. There is one
 transport per pool and origin: httpx keeps connections by address, and two names may share one.
+What httpx does not do, the narrow sender alone does: it notices bytes beyond an answer, reads an
+answer that comes before the request is written, and sends again where a kept connection broke.
 """
 
 import asyncio
@@ -127,6 +129,8 @@ async def _read(incoming: httpx.Response, *, bare: bool) -> Response:
 
 def _broken(error: httpx.TransportError) -> TransportError:
     text = str(error)
+    if "too long" in text:
+        return HeaderFlood()
     if isinstance(error, httpx.NetworkError) or "disconnected" in text or "closed" in text:
         message = "the upstream closed the connection before its answer was whole"
         return TransportError("reset", message)
