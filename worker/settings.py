@@ -92,8 +92,10 @@ class WorkerSettings(BaseModel):
     def _times_nest(self) -> "WorkerSettings":
         if not SLICE_SECONDS + self.attempt_timeout < TASK_LIMIT_SECONDS < VISIBILITY_SECONDS:
             raise ValueError(
-                f"attempt_timeout {self.attempt_timeout:g} s is too long: slice ({SLICE_SECONDS} s) + "
-                f"request < task limit ({TASK_LIMIT_SECONDS} s) < visibility ({VISIBILITY_SECONDS} s)"
+                f"attempt_timeout {self.attempt_timeout:g} s is too long: "
+                f"slice ({SLICE_SECONDS} s) "
+                f"+ request < task limit ({TASK_LIMIT_SECONDS} s) "
+                f"< visibility timeout ({VISIBILITY_SECONDS} s)"
             )
         return self
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import providers, publish, sandbox, tryout
+from worker.cli import providers, publish, sandbox, service, tryout
 from worker.cli.output import failure_of, print_failure
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _root(
     pass
 
 
+service.register(app)
 TRY = "Try out"
 app.command(
     rich_help_panel=TRY,

@@ -1,0 +1,189 @@
+"""Composition root: the settings of the environment → Celery, store, directory, transport."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from functools import cache
+from multiprocessing import Array, Value
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from sqlalchemy import Engine
+
+from worker import logs, metrics
+from worker.directory import Directory
+from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
+from worker.store.database import make_engine
+from worker.store.secrets import keyring_of
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def settings() -> WorkerSettings:
+    """Return the settings of this process."""
+    return load_settings()
+
+
+SOCKET: dict[str, Any] = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+    "retry_on_timeout": True,
+}
+# Made by the parent before its children fork. `stopping`: leave your slice. `_slots`: pids of the
+# children that drain; one child more than slots is there for the recorder.
+stopping = Value("b", 0)
+_slots: Any = Array("i", [0] * settings().concurrency)
+NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
+
+
+@cache
+def engine() -> Engine:
+    """Return this process's engine; made after the fork."""
+    return make_engine(settings().database_url)
+
+
+@cache
+def redis() -> Any:
+    """Return the blocking client of the events' Redis."""
+    return Redis.from_url(settings().redis_url, protocol=2, **SOCKET)
+
+
+def async_redis() -> Any:
+    """Return a client of the events' Redis for the running loop."""
+    return AsyncRedis.from_url(settings().redis_url, protocol=2, **SOCKET)
+
+
+@cache
+def directory() -> Directory:
+    """Return this process's directory, read once and refreshing itself."""
+    made = Directory(engine(), keyring_of(settings()), settings())
+    made.refresh()
+    made.start()
+    return made
+
+
+def make_celery() -> Celery:
+    """Return the Celery app: hints only, JSON, no results, no ETA."""
+    made = Celery("onward", broker=settings().broker_url, include=["worker.tasks"])
+    made.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        result_backend=None,
+        task_acks_late=False,
+        task_default_queue="onward",
+        task_time_limit=TASK_LIMIT_SECONDS,
+        worker_prefetch_multiplier=1,
+        worker_max_tasks_per_child=500,
+        worker_max_memory_per_child=400_000,  # KiB
+        worker_soft_shutdown_timeout=8,
+        worker_enable_soft_shutdown_on_idle=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_SECONDS,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 30,
+            **SOCKET,
+        },
+    )
+    made.steps["worker"].add(Ticking)
+    return made
+
+
+class Ticking(bootsteps.StartStopStep):
+    """The ticker thread of every worker's parent: hints, expiry, gauges; and the word to stop."""
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002  the step's signature
+        """Start ticking."""
+        from worker.ticker import Ticker  # noqa: PLC0415  it sends tasks of the app made here
+
+        self.ticker = Ticker(settings(), redis())
+        self.ticker.start()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002  as above
+        """Tell the children to leave their slices, and stop ticking."""
+        stopping.value = 1
+        self.ticker.stop()
+
+    terminate = stop
+
+
+def free_slot() -> int | None:
+    """Take a place among the draining children of this worker; None where all are taken."""
+    with _slots.get_lock():
+        for number, pid in enumerate(_slots):
+            if pid == 0 or not _alive(pid):
+                _slots[number] = os.getpid()
+                return number
+    return None
+
+
+def leave_slot(number: int) -> None:
+    """Give the place back."""
+    with _slots.get_lock():
+        if _slots[number] == os.getpid():
+            _slots[number] = 0
+
+
+def open_slots() -> int:
+    """Return how many more children of this worker could drain."""
+    return sum(pid == 0 or not _alive(pid) for pid in list(_slots))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def drain_queue() -> str:
+    """Return the queue of this worker's own drain hints."""
+    return f"onward.drain.{NODE}"
+
+
+@worker_shutting_down.connect
+def _word_to_stop(**_: Any) -> None:
+    stopping.value = 1
+
+
+@worker_process_init.connect
+def _after_fork(**_: Any) -> None:
+    """Let a child make its own connections; only the parent minds the terminal's interrupt."""
+    for made in (engine, redis, directory):
+        made.cache_clear()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.configure(settings())
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+@worker_process_shutdown.connect
+def _forget_gauges(pid: int, **_: Any) -> None:
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        metrics.process_died(pid)
+
+
+def _watch_parent(parent: int) -> None:
+    """End this child when its parent is gone, so that a killed worker leaves no orphan."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+celery = make_celery()

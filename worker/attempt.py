@@ -1,0 +1,202 @@
+"""Send a batch once: plan, request, classify. A network failure is an outcome, not an exception."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from time import perf_counter
+from typing import Any
+
+from providers.kit import (
+    Context,
+    Delivered,
+    Event,
+    Gone,
+    Misconfigured,
+    Outcome,
+    Partial,
+    Rejected,
+    Request,
+    Response,
+    Retry,
+    Split,
+    plan,
+)
+from worker import metrics
+from worker.directory import Integration
+from worker.pipeline import Landed
+from worker.transport import Transport, TransportError
+from worker.verdict import outcomes_of
+
+AT_ONCE = timedelta(0)
+PASSES = 4  # resending "the others, at once" more often is the pipeline's business
+SNIPPET = 2_000  # characters of a request or answer that a dead letter keeps
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a batch: one `Landed` per delivery, and how the upstream itself is."""
+
+    landed: list[Landed | None]
+    failed: bool = False
+    refused: bool = False
+    throttled: bool = False
+    gone: bool = False
+    asked: timedelta | None = None
+    message: str = ""
+    reason: str = ""
+
+    def blame(self, outcome: Outcome) -> None:
+        """Take a whole-request outcome as the upstream's state."""
+        match outcome:
+            case Retry(after=after) if after == AT_ONCE:
+                return
+            case Retry(throttled=True, after=after):
+                self.throttled = True
+                self.asked = max(self.asked or AT_ONCE, after) if after else self.asked
+            case Retry(after=after):
+                self.failed = True
+                self.asked = max(self.asked or AT_ONCE, after) if after else self.asked
+            case Misconfigured():
+                self.refused = True
+            case Gone():
+                self.gone = True
+            case _:
+                return
+        self.message, self.reason = outcome.message, outcome.reason
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One sending of a batch of one integration's events, with all its requests."""
+
+    integration: Integration
+    transport: Transport
+    context: Context
+    events: Sequence[Event]
+    steps: Sequence[int] = ()
+    report: Report = field(init=False)
+
+    async def run(self) -> Report:
+        """Send, and return what came of it; `landed` has no None left."""
+        self.report = Report([None] * len(self.events))
+        await self._send(list(range(len(self.events))), PASSES)
+        return self.report
+
+    async def _send(self, positions: list[int], passes: int) -> None:
+        integration = self.integration
+        planned = plan(
+            integration.provider,
+            [self.events[position] for position in positions],
+            integration.settings,
+            self.context,
+        )
+        for index, unsent in planned.unsent.items():
+            self.report.landed[positions[index]] = Landed(unsent, alone=True)
+        again: list[int] = []
+        halves: list[list[int]] = []
+        for request in sorted(planned.requests, key=lambda r: r.step):
+            members = [positions[index] for index in request.events]
+            if self._settled(members, request.step):
+                continue
+            for position, landed in zip(
+                members, await self._request(request, len(members)), strict=True
+            ):
+                match landed.outcome:
+                    case Retry(after=after) if (
+                        after == AT_ONCE and passes > 1 and not landed.outcome.note
+                    ):
+                        again.append(position)
+                    case Split() if len(members) > 1:
+                        pass
+                    case _:
+                        self.report.landed[position] = landed
+            if self._is_split(members):
+                middle = len(members) // 2
+                halves += [members[:middle], members[middle:]]
+        for half in halves:
+            await self._send(half, passes)
+        if again:
+            await self._send(sorted(again), passes - 1)
+
+    def _settled(self, members: list[int], step: int) -> bool:
+        """Whether nothing of this step is left to do: done before, or an earlier step failed."""
+        done = [self.steps[position] > step if self.steps else False for position in members]
+        stopped = [
+            (landed := self.report.landed[position]) is not None
+            and not isinstance(landed.outcome, Delivered)
+            for position in members
+        ]
+        return all(a or b for a, b in zip(done, stopped, strict=True))
+
+    def _is_split(self, members: list[int]) -> bool:
+        return len(members) > 1 and all(
+            self.report.landed[position] is None for position in members
+        )
+
+    async def _request(self, request: Request, count: int) -> list[Landed]:
+        integration = self.integration
+        began = perf_counter()
+        try:
+            response = await self.transport.send(
+                request,
+                pool=integration.id,
+                timeout=integration.timeout,
+            )
+        except TransportError as error:
+            outcome = transport_outcome(error)
+            metrics.attempt(integration.slug, outcome, perf_counter() - began)
+            if not request.optional:
+                self.report.blame(outcome)
+            return [self._landed(request, None, outcome, alone=False)] * count
+        verdict = integration.provider.classify(request, response, integration.settings)
+        metrics.attempt(integration.slug, verdict, perf_counter() - began)
+        if request.optional:
+            return [Landed(Delivered(), step=request.step)] * count
+        whole = verdict.rest if isinstance(verdict, Partial) else verdict
+        self.report.blame(whole)
+        named: Mapping[int, Any] = verdict.named if isinstance(verdict, Partial) else {}
+        return [
+            self._landed(request, response, outcome, alone=index in named)
+            for index, outcome in enumerate(outcomes_of(request, verdict, integration.mask))
+        ]
+
+    def _landed(
+        self, request: Request, response: Response | None, outcome: Outcome, *, alone: bool
+    ) -> Landed:
+        if isinstance(outcome, Delivered):
+            status = response.status if response else None
+            return Landed(outcome, step=request.step, status=status)
+        mask = self.integration.mask
+        keep = isinstance(outcome, Rejected | Retry)
+        return Landed(
+            outcome,
+            alone=alone,
+            step=request.step,
+            status=response.status if response else None,
+            request=mask(_shown(request)) if keep else None,
+            response=mask(response.body[:SNIPPET].decode("utf-8", "replace"))
+            if keep and response
+            else None,
+        )
+
+
+def transport_outcome(error: TransportError) -> Outcome:
+    """Return what a request that got no answer means: the upstream's trouble or the settings'."""
+    if error.fault == "settings":
+        return Misconfigured(error.reason, error.message)
+    return Retry(error.reason, error.message)
+
+
+def _shown(request: Request) -> str:
+    body = request.body[:SNIPPET].decode("utf-8", "replace")
+    return f"{request.method} {request.url}\n\n{body}"[:SNIPPET]
+
+
+def context_for(integration: Integration, now_ms: float, **more: Any) -> Context:
+    """Return the context of an attempt at the store's clock `now_ms`."""
+    return Context(
+        now=datetime.fromtimestamp(now_ms / 1000, UTC),
+        project_id=integration.project_id,
+        integration_id=integration.id,
+        **more,
+    )

@@ -1,0 +1,38 @@
+"""What the events' Redis must be like before a worker starts on it."""
+
+import time
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+OLDEST = (7, 0)
+CLOCK_SECONDS = 5.0
+
+
+class UnfitRedis(RuntimeError):
+    """Events could be lost on this Redis; the message says how to mend it."""
+
+
+def check_redis(redis: Any) -> list[str]:
+    """Raise UnfitRedis where events could be lost; return warnings of what could not be checked."""
+    faults, warnings = [], []
+    server = redis.info("server")
+    version = str(server.get("valkey_version") or server["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        faults.append(f"version {version} is older than {OLDEST[0]}.{OLDEST[1]}")
+    if redis.info("persistence").get("aof_enabled") != 1:
+        faults.append("its append-only file is off: set `appendonly yes`")
+    try:
+        policy = redis.config_get("maxmemory-policy").get("maxmemory-policy")
+    except ResponseError:
+        warnings.append("it does not show its eviction policy; it must be `noeviction`")
+    else:
+        if policy not in (None, "noeviction"):
+            faults.append(f"its maxmemory-policy is {policy}: set `noeviction`")
+    seconds, micro = redis.time()
+    drift = time.time() - (seconds + micro / 1e6)
+    if abs(drift) > CLOCK_SECONDS:
+        faults.append(f"its clock differs from this machine's by {drift:+.0f} s: set both by NTP")
+    if faults:
+        raise UnfitRedis("Redis is not fit to hold events: " + "; ".join(faults))
+    return warnings

@@ -1,0 +1,203 @@
+"""`onward up`, `worker`, `api`, `migrate`: running the service, whole or in parts."""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli.output import Failure
+
+PANEL = "Run"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    add = app.command
+    add(rich_help_panel=PANEL, epilog="onward up --port 8080 --workers 2")(up)
+    add(rich_help_panel=PANEL, epilog="ONWARD_REDIS_URL=redis://10.0.0.5:6379/0 onward worker")(
+        worker
+    )
+    add(rich_help_panel=PANEL, epilog="onward api --port 8080")(api)
+    add(rich_help_panel=PANEL, epilog="onward migrate")(migrate)
+
+
+def up(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of API and console.")] = 8080,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    sandbox: Annotated[
+        bool, typer.Option(help="Play the upstreams too, with a sample project to look at.")
+    ] = False,
+) -> None:
+    """Run everything in one go, on embedded defaults where nothing else is set.
+
+    Redis is embedded if ONWARD_REDIS_URL is unset, the database SQLite if ONWARD_DATABASE_URL is.
+    """
+    from worker import supervisor as parts  # noqa: PLC0415  quick --help
+    from worker.settings import STATE_FILE, load_settings, write_state  # noqa: PLC0415
+    from worker.store.database import upgrade  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+
+    folder = Path(os.environ.get("ONWARD_DATA_DIR", "var")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_a_second(folder / STATE_FILE)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    port = _free(port)
+    given: dict[str, Any] = {"data_dir": str(folder)}
+    keeper = parts.Supervisor(folder / "log", typer.echo)
+    try:
+        if "ONWARD_REDIS_URL" not in os.environ:
+            redis_port = _free(0)
+            keeper.add(parts.valkey(folder / "redis", redis_port))
+            given["redis_url"] = f"redis://127.0.0.1:{redis_port}/0"
+        if sandbox:
+            sandbox_port = _free(9000)
+            given["upstream"] = f"http://127.0.0.1:{sandbox_port}"
+            keeper.add(parts.Part("sandbox", parts.onward("sandbox", "--port", str(sandbox_port))))
+        settings = load_settings(**given)
+        parts.wait_for_redis(settings.redis_url)
+        upgrade(settings.database_url)
+        keyring_of(settings)
+        environment = {f"ONWARD_{name.upper()}": str(value) for name, value in given.items()} | {
+            "ONWARD_BROKER_URL": settings.broker_url,
+            "ONWARD_DATABASE_URL": settings.database_url,
+        }
+        for number in range(workers):
+            parts.clean_metrics(folder / "metrics" / str(number))
+            metrics_port = settings.metrics_port + number if settings.metrics_port else 0
+            keeper.add(
+                parts.Part(
+                    f"worker-{number + 1}",
+                    parts.onward("worker"),
+                    environment
+                    | {
+                        "ONWARD_METRICS_PORT": str(metrics_port),
+                        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics" / str(number)),
+                    },
+                )
+            )
+        keeper.add(parts.Part("api", parts.onward("api", "--port", str(port)), environment))
+        write_state(
+            folder,
+            **{name: value for name, value in given.items() if name != "data_dir"},
+            broker_url=settings.broker_url,
+            database_url=settings.database_url,
+            pid=os.getpid(),
+            api_url=f"http://127.0.0.1:{port}",
+        )
+        sample = _sample(settings) if sandbox else ""
+        _announce(settings, port, folder, sample)
+        keeper.watch()
+    finally:
+        typer.echo("Stopping …")
+        keeper.stop()
+        (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def _sample(settings: Any) -> str:
+    from worker.sample import make_sample  # noqa: PLC0415  quick --help
+
+    shown: str = make_sample(settings)
+    return shown
+
+
+def _announce(settings: Any, port: int, folder: Path, sample: str) -> None:
+    metrics = (
+        f"http://127.0.0.1:{settings.metrics_port}/metrics" if settings.metrics_port else "off"
+    )
+    if settings.allow_private_upstreams:
+        typer.echo(
+            "WARNING: ONWARD_ALLOW_PRIVATE_UPSTREAMS is on: customers' URLs may reach this "
+            "machine's own network, and plain http passes. For tests only.",
+            err=True,
+        )
+    typer.echo(
+        f"""Onward is up.
+  API       http://127.0.0.1:{port}/v4/integrations   (OpenAPI: /openapi.json)
+  Metrics   {metrics}
+  Redis     {settings.redis_url}
+  Database  {settings.database_url}
+  Logs      {folder / "log"}
+{sample}Push an event:  onward publish events.ndjson      Look:  onward integrations list
+Ctrl-C stops it."""
+    )
+
+
+def _refuse_a_second(state: Path) -> None:
+    try:
+        pid = json.loads(state.read_text())["pid"]
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError):
+        return
+    raise Failure(
+        f"Onward runs here already (process {pid}). "
+        "Stop it, or set ONWARD_DATA_DIR to another folder."
+    )
+
+
+def _free(port: int) -> int:
+    """Return `port` if it is free, for 0 any free one; the default ports give way to any."""
+    for wanted in (port, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                typer.echo(f"Port {wanted} is taken; using another.", err=True)
+                continue
+            number: int = probe.getsockname()[1]
+            return number
+    raise Failure("no free port on 127.0.0.1")
+
+
+def worker() -> None:
+    """Run one worker: a Celery worker with a child per core that drains, and one that records."""
+    import tempfile  # noqa: PLC0415  quick --help
+
+    from worker import logs, metrics  # noqa: PLC0415
+    from worker.checks import check_redis  # noqa: PLC0415
+
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        metrics.prepare(Path(tempfile.mkdtemp(prefix="onward-metrics-")))
+    from worker import app  # noqa: PLC0415  makes the shared memory that children inherit
+
+    settings = app.settings()
+    logs.configure(settings)
+    for warning in check_redis(app.redis()):
+        typer.echo(f"onward: Redis: {warning}", err=True)
+    if settings.metrics_port:
+        metrics.serve(settings.metrics_port)
+    app.celery.worker_main(
+        [
+            "worker", "--pool", "prefork", "--concurrency", str(settings.concurrency + 1),
+            "--hostname", f"onward@{app.NODE}", "--queues", f"onward,{app.drain_queue()}",
+            "--loglevel", settings.log_level.upper(),
+            "--without-gossip", "--without-mingle", "--without-heartbeat",
+        ]
+    )  # fmt: skip
+
+
+def api(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Run the API and the console."""
+    from worker import logs  # noqa: PLC0415  quick --help
+    from worker.api.app import create_app, make_server  # noqa: PLC0415
+    from worker.settings import load_settings  # noqa: PLC0415
+
+    settings = load_settings()
+    logs.configure(settings)
+    make_server(create_app(settings), port, host).run()
+
+
+def migrate() -> None:
+    """Bring the database's schema to this version's; safe to run at any time, by many at once."""
+    from worker.settings import load_settings  # noqa: PLC0415  quick --help
+    from worker.store.database import upgrade  # noqa: PLC0415
+
+    upgrade(load_settings().database_url)
+    typer.echo("The schema is up to date.", file=sys.stderr)

@@ -1,0 +1,23 @@
+"""The store's clock: due times and holds are measured by one clock, whatever the workers' say."""
+
+import time
+
+
+class StoreClock:
+    """Ms since the epoch by the store, carried on by the monotonic clock between settings."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() * 1000 - time.monotonic() * 1000
+
+    def set(self, store_ms: float) -> None:
+        """Take the store's time as now."""
+        self._offset = store_ms - time.monotonic() * 1000
+
+    def now_ms(self) -> float:
+        """Return the store's time in ms."""
+        return time.monotonic() * 1000 + self._offset
+
+    @property
+    def drift_seconds(self) -> float:
+        """How far this machine's clock is ahead of the store's."""
+        return (time.time() * 1000 - self.now_ms()) / 1000

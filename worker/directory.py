@@ -1,0 +1,184 @@
+"""The configuration as the delivery loop sees it: compiled once per change, read without I/O.
+
+A thread refreshes it from the database every few seconds; the loop never waits for a database.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import Engine
+
+from providers.kit import InvalidSettings, Limits, Provider, Settings, read_settings
+from worker.mask import Mask
+from worker.registry import UnknownProvider, provider_of
+from worker.settings import WorkerSettings
+from worker.store.database import reading
+from worker.store.errors import UnreadableSettings
+from worker.store.integrations import config_rows
+from worker.store.secrets import KeyRing
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 2.0
+USABLE_SECONDS = 60.0  # older than this, new entries wait: nothing is routed by stale settings
+LONG_LINGER = timedelta(seconds=1)  # beyond it a batch gathers in the lane, not in memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Integration:
+    """An integration compiled for delivery; replaced as a whole when anything of it changes.
+
+    `fault` says what is wrong with the settings, "" where nothing is: such a pipeline is suspended
+    at its first event, and sends none.
+    """
+
+    id: str
+    project_id: str
+    slug: str
+    platform: str
+    active: int
+    epoch: int
+    on_probation: bool
+    provider: Provider[Any]
+    settings: Settings | None
+    limits: Limits
+    timeout: float  # s, the whole request
+    fault: str
+    mask: Mask
+    version: tuple[Any, ...]
+
+    @property
+    def ordered(self) -> bool:
+        """Whether events of one user keep their order."""
+        return self.settings is None or self.settings.ordering == "on"
+
+    @property
+    def through_lane(self) -> bool:
+        """Whether its events gather in the lane even when all is well: buckets."""
+        return self.limits.linger > LONG_LINGER
+
+
+class Directory:
+    """Every integration that is not deleted, by project and platform."""
+
+    def __init__(self, engine: Engine, keyring: KeyRing, settings: WorkerSettings) -> None:
+        self._engine = engine
+        self._keyring = keyring
+        self._settings = settings
+        self._by_id: dict[str, Integration] = {}
+        self._targets: dict[tuple[str, str], tuple[Integration, ...]] = {}
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.read_at = float("-inf")  # monotonic
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is young enough to route by."""
+        return time.monotonic() - self.read_at < USABLE_SECONDS
+
+    def get(self, integration_id: str) -> Integration | None:
+        """Return an integration, or None: it was deleted (only if the database said so)."""
+        return self._by_id.get(integration_id)
+
+    def targets(self, project_id: str, platform: str) -> tuple[Integration, ...]:
+        """Return the integrations that get the events of a project's store: active or suspended."""
+        return self._targets.get((project_id, platform), ())
+
+    def all(self) -> list[Integration]:
+        """Return every integration."""
+        return list(self._by_id.values())
+
+    def refresh(self) -> None:
+        """Read the database; compile what has changed. Blocks; for threads and start-up."""
+        with reading(self._engine) as connection:
+            rows = config_rows(connection)
+        by_id = {row.id: self._compiled(row) for row in rows}
+        targets: dict[tuple[str, str], list[Integration]] = {}
+        for integration in by_id.values():
+            if integration.active:
+                place = (integration.project_id, integration.platform)
+                targets.setdefault(place, []).append(integration)
+        self._by_id = by_id
+        self._targets = {place: tuple(members) for place, members in targets.items()}
+        self.read_at = time.monotonic()
+
+    def start(self, changed: Callable[[], None] | None = None) -> None:
+        """Refresh from now on in a thread; `changed` is called after each reading."""
+
+        def run() -> None:
+            while not self._stopped.wait(REFRESH_SECONDS):
+                try:
+                    self.refresh()
+                except Exception:
+                    log.exception("The database did not give the configuration; the last one stays")
+                if changed:
+                    changed()
+
+        self._thread = threading.Thread(target=run, name="directory", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the refreshing."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join(timeout=5)
+
+    def _compiled(self, row: Any) -> Integration:
+        version = (row.active, row.epoch, row.probation_epoch, row.updated_at, row.settings)
+        present = self._by_id.get(row.id)
+        if present is not None and present.version == version:
+            return present
+        return compile_integration(row, self._keyring, self._settings, version)
+
+
+def compile_integration(
+    row: Any, keyring: KeyRing, worker: WorkerSettings, version: tuple[Any, ...] = ()
+) -> Integration:
+    """Return the integration of a database row; what is wrong with its settings is in `fault`."""
+    try:
+        provider = provider_of(row.slug)
+    except UnknownProvider as error:
+        provider, settings, fault = provider_of("webhooks"), None, str(error)
+    else:
+        settings, fault = _settings_of(row, provider, keyring, worker)
+    limits = provider.limits
+    if settings is not None and provider.limits_of:
+        limits = provider.limits_of(settings)
+    return Integration(
+        id=row.id,
+        project_id=row.project_id,
+        slug=row.slug,
+        platform=row.platform,
+        active=row.active,
+        epoch=row.epoch,
+        on_probation=row.probation_epoch is not None and row.probation_epoch == row.epoch,
+        provider=provider,
+        settings=settings,
+        limits=limits,
+        timeout=min(limits.timeout.total_seconds(), worker.attempt_timeout),
+        fault=fault,
+        mask=Mask(settings.secrets() if settings else ()),
+        version=version,
+    )
+
+
+def _settings_of(
+    row: Any, provider: Provider[Any], keyring: KeyRing, worker: WorkerSettings
+) -> tuple[Settings | None, str]:
+    try:
+        plain = keyring.decrypt(row.settings, row.id) if row.settings else "{}"
+        context = {"allow_http": worker.allow_private_upstreams}
+        data = msgspec.json.decode(plain)
+        return read_settings(provider.title, provider.settings, data, context=context), ""
+    except InvalidSettings as error:
+        if not row.settings:
+            return None, f"{provider.title} settings are not set: {error}"
+        return None, str(error)
+    except UnreadableSettings as error:
+        return None, str(error)

@@ -1,0 +1,480 @@
+"""The loop under a lease: read the intake, route, commit; and see to lanes, leases and leaving.
+
+One event loop per process. A slice ends when its time is up or the service stops; what is then
+still in flight gets a short grace and is handed back through the lane.
+"""
+
+import asyncio
+import base64
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from redis.exceptions import RedisError, ResponseError
+
+from providers.kit.decode import InvalidEvent, decode
+from providers.kit.interface import dump_text
+from worker import lane, metrics
+from worker.clock import StoreClock
+from worker.directory import Directory
+from worker.dispatch import Dispatcher
+from worker.journal import Letter, Row
+from worker.settings import WorkerSettings
+from worker.shard import Entry, Shard, read_progress
+from worker.state import GROUP, LEASE_MS, UNSHARDED, Keys, LeaseLost, State, shard_of
+from worker.transport import Transport
+
+log = logging.getLogger(__name__)
+
+READ = 256  # entries a read
+BUFFER = 4_096  # fresh deliveries in memory
+BLOCK_MS = 250
+FLUSH_SECONDS = 0.01
+FLUSH_OUTCOMES = 50
+RENEW_SECONDS = 2.0
+LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
+GRACE_SECONDS = 5.0
+EXPIRE_SECONDS = 10.0
+SOLO_DELIVERIES = 2  # an entry delivered more often is handled alone: it may kill the process
+SOLO_DEATHS = 2
+
+
+class Drain:
+    """Drains its share of the free shards until `until` (monotonic) or `stopping()`."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        directory: Directory,
+        transport: Transport,
+        state: State,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.state = state
+        self.clock = StoreClock()
+        self.dispatcher = Dispatcher(settings, directory, transport, state, self.clock)
+        self.stopping = stopping
+        self.token = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.shards: dict[int, Shard] = {}
+        self.renewed = time.monotonic()
+        self.progressed = self.beat = time.monotonic()  # for the watchdog
+        self.leaving = False
+        self._room = asyncio.Event()
+        self._flushes: dict[int, asyncio.Lock] = {}
+        self._directory_seen = 0.0
+
+    async def run(self, until: float) -> None:
+        """Drain until it is time; release everything at the end."""
+        await self._maintain()
+        jobs = [
+            asyncio.create_task(self._every(FLUSH_SECONDS, self._flush_all), name="flush"),
+            asyncio.create_task(self._every(RENEW_SECONDS, self._maintain), name="maintain"),
+            asyncio.create_task(self._every(0.02, self._fire), name="timers"),
+            asyncio.create_task(self._every(EXPIRE_SECONDS, self.dispatcher.expire), name="expire"),
+        ]
+        try:
+            while time.monotonic() < until and not self.stopping():
+                await self._turn()
+        finally:
+            await self._leave()
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+
+    async def _every(self, seconds: float, work: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except RedisError as error:
+                log.warning("Redis did not answer (%s); trying again", error)
+                await asyncio.sleep(0.5)
+            except Exception:
+                log.exception("A step of the delivery loop failed; it is tried again")
+                await asyncio.sleep(0.5)
+
+    async def _fire(self) -> None:
+        self.beat = time.monotonic()
+        if self.directory.read_at != self._directory_seen:
+            self._directory_seen = self.directory.read_at
+            self.dispatcher.reconcile()
+        self.dispatcher.fire()
+
+    # --- leases -----------------------------------------------------------------------------
+
+    async def _maintain(self) -> None:
+        """Renew leases, take free shards up to our share, give surplus ones back."""
+        held = list(self.shards.values())
+        kept = await self.state.renew([shard.keys for shard in held], self.token) if held else []
+        for shard, ours in zip(held, kept, strict=True):
+            if not ours:
+                self._lost(shard)
+        now_ms, owners = await self.state.owners(self.token, 0 if self.leaving else LEASE_MS)
+        self.clock.set(now_ms)
+        self.renewed = time.monotonic()
+        metrics.LEASES.set(len(self.shards))
+        if self.leaving:
+            return
+        share = math.ceil(self.settings.shards / max(len(owners), 1))
+        for number in self._candidates():
+            if len(self.shards) >= share:
+                break
+            keys = Keys(number)
+            if await self.state.take(keys, self.token):
+                await self._open(keys)
+        for shard in list(self.shards.values())[share:]:
+            shard.leaving = True
+        for shard in [s for s in self.shards.values() if s.leaving]:
+            await self._give_back(shard)
+
+    def _candidates(self) -> list[int]:
+        start = hash(self.token) % self.settings.shards
+        numbers = [(start + step) % self.settings.shards for step in range(self.settings.shards)]
+        return [number for number in numbers if number not in self.shards]
+
+    def _lost(self, shard: Shard) -> None:
+        log.warning(
+            "Lost the lease of shard %d; what was in flight may be sent again", shard.keys.shard
+        )
+        shard.lost = True
+        self.shards.pop(shard.keys.shard, None)
+        self.dispatcher.forget(shard)
+
+    async def _open(self, keys: Keys) -> None:
+        """Take over a shard: its lanes, what its last owner left unfinished, then new entries."""
+        shard = Shard(keys)
+        redis = self.state.redis
+        shard.progress = read_progress(await redis.hgetall(keys.progress))
+        for raw in {*await redis.zrange(keys.due, 0, -1), *await redis.hkeys(keys.wanted)}:
+            integration = self.directory.get(raw.decode())
+            if integration is None:
+                await self._orphan(shard, raw.decode())
+                continue
+            pipeline = self.dispatcher.pipeline_of(shard, integration)
+            await lane.load(redis, pipeline)
+        self.shards[keys.shard] = shard
+        await self._reclaim(shard)
+        for pipeline in list(self.dispatcher.pipelines.values()):
+            if pipeline.shard is shard:
+                self.dispatcher.pump(pipeline)
+
+    async def _orphan(self, shard: Shard, integration_id: str) -> None:
+        """A lane without an integration: if it was deleted, what waits there has expired."""
+        if not self.directory.usable:
+            return
+        keys = shard.keys
+        entries = await self.state.redis.xrange(keys.lane(integration_id), count=1000)
+        now = int(self.clock.now_ms())
+        for lane_id, fields in entries:
+            event = lane.event_of(fields[b"e"], int(fields[b"t"]))
+            shard.page.rows.append(
+                Row(
+                    integration_id, event.project_id, event.id, event.name, "expired", "deleted",
+                    "the integration was deleted", None, 0, int(fields[b"t"]), now,
+                    lane_id.decode(),
+                )
+            )  # fmt: skip
+            shard.tallies[integration_id, "expired"] += 1
+            shard.commands.append(("XDEL", keys.lane(integration_id), lane_id))
+        if len(entries) < 1000:
+            shard.commands.append(("ZREM", keys.due, integration_id))
+            shard.commands.append(("HDEL", keys.wanted, integration_id))
+
+    async def _reclaim(self, shard: Shard) -> None:
+        """Make the pending entries of dead owners ours, oldest first."""
+        redis, keys = self.state.redis, shard.keys
+        cursor: bytes | str = "0-0"
+        while True:
+            reply = await redis.xautoclaim(keys.intake, GROUP, self.token, 0, cursor, count=500)
+            cursor, entries = reply[0], reply[1]
+            if entries:
+                ids = [entry_id for entry_id, _ in entries]
+                pending = await redis.xpending_range(
+                    keys.intake,
+                    GROUP,
+                    min=ids[0],
+                    max=ids[-1],
+                    count=len(ids),
+                    consumername=self.token,
+                )
+                often = {p["message_id"]: p["times_delivered"] for p in pending}
+                for entry_id, fields in entries:
+                    if often.get(entry_id, 1) > SOLO_DELIVERIES:
+                        await self._alone(shard, entry_id, fields)
+                    else:
+                        await self._accept(shard, [(entry_id, fields)])
+            if cursor in (b"0-0", "0-0"):
+                break
+        for consumer in await redis.xinfo_consumers(keys.intake, GROUP):
+            name = consumer["name"]
+            if consumer["pending"] == 0 and name != self.token.encode():
+                await redis.xgroup_delconsumer(keys.intake, GROUP, name)
+
+    async def _alone(self, shard: Shard, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
+        """Handle an entry whose owner died more than once; set it apart if it did that alone."""
+        redis, keys = self.state.redis, shard.keys
+        deaths = await redis.hincrby(keys.solo, entry_id, 1) - 1
+        if deaths >= SOLO_DEATHS:
+            message = f"its process died {deaths} times while it was alone in flight"
+            self._dead_letter(shard, entry_id, fields.get(b"event", b""), "poison", message, None)
+            shard.acks.append(entry_id)
+        else:
+            await self._accept(shard, [(entry_id, fields)])
+            while entry_id in shard.entries and not self.stopping() and not shard.lost:  # noqa: ASYNC110  rare
+                await asyncio.sleep(FLUSH_SECONDS)
+        shard.commands.append(("HDEL", keys.solo, entry_id))
+
+    # --- reading ----------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        """Read once and route what came."""
+        if not await self._may_read():
+            await asyncio.sleep(0.02)
+            return
+        names = {
+            shard.keys.intake.encode(): shard for shard in self.shards.values() if not shard.leaving
+        }
+        streams: dict[Any, Any] = dict.fromkeys(names, ">")
+        reads_unsharded = 0 in self.shards
+        if reads_unsharded:
+            streams[UNSHARDED] = ">"
+        try:
+            reply = await self.state.redis.xreadgroup(
+                GROUP, self.token, streams, count=READ, block=BLOCK_MS
+            )
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await self._regroup()
+            return
+        except RedisError as error:
+            log.warning("Redis did not answer (%s); trying again", error)
+            await asyncio.sleep(0.2)
+            return
+        for name, entries in reply or ():
+            if name == UNSHARDED.encode():
+                await self._spread(entries)
+            elif not names[name].lost:
+                await self._accept(names[name], entries)
+
+    async def _may_read(self) -> bool:
+        """Whether we may start anything new: leases fresh, configuration known, room in memory."""
+        if not self.shards or not self.directory.usable:
+            return False
+        if time.monotonic() - self.renewed > LEASE_SAFE_SECONDS:
+            return False
+        if self.dispatcher.unsent < BUFFER:
+            return True
+        if self.dispatcher.crowded:
+            self.dispatcher.overflow()
+            return True
+        return False
+
+    async def _regroup(self) -> None:
+        """The groups are gone (Redis was emptied): make them anew, from the beginning."""
+        log.error("Redis lost our consumer groups; recreating them from the first entry")
+        for shard in self.shards.values():
+            await self.state.ensure_group(shard.keys.intake)
+        await self.state.ensure_group(UNSHARDED)
+
+    async def _spread(self, entries: list[Any]) -> None:
+        """Move entries of the unsharded intake on: append to the shard first, then acknowledge."""
+        redis = self.state.redis
+        for entry_id, fields in entries:
+            raw = fields.get(b"event", b"")
+            await redis.xadd(Keys(self._shard_of(raw)).intake, fields or {b"empty": b""})
+            await redis.xack(UNSHARDED, GROUP, entry_id)
+            await redis.xdel(UNSHARDED, entry_id)
+
+    def _shard_of(self, raw: bytes) -> int:
+        try:
+            return shard_of(decode(raw, int(time.time())).project_id, self.settings.shards)
+        except InvalidEvent:
+            return 0
+
+    async def _accept(self, shard: Shard, entries: list[Any]) -> None:
+        """Decode entries and hand them to their pipelines."""
+        self.progressed = time.monotonic()
+        read: list[tuple[bytes, bytes, Any]] = []
+        for entry_id, fields in entries:
+            if entry_id in shard.entries:
+                continue
+            raw = fields.get(b"event")
+            if raw is None:
+                self._malformed(
+                    shard,
+                    entry_id,
+                    _fields_text(fields),
+                    [{"path": "", "message": 'the stream entry has no field "event"'}],
+                )
+                continue
+            try:
+                event = decode(raw, int(entry_id.split(b"-")[0]) // 1000)
+            except InvalidEvent as error:
+                self._malformed(shard, entry_id, raw, error.faults)
+            else:
+                read.append((entry_id, raw, event))
+        if not read:
+            return
+        firsts = await self._firsts(shard, read)
+        for (entry_id, raw, event), first in zip(read, firsts, strict=True):
+            if not first:
+                metrics.event("duplicate")
+                shard.tallies["*", "duplicate"] += 1
+                shard.acks.append(entry_id)
+                continue
+            self._route(shard, entry_id, raw, event)
+
+    async def _firsts(self, shard: Shard, read: list[tuple[bytes, bytes, Any]]) -> list[bool]:
+        if not self.settings.dedupe_seconds:
+            return [True] * len(read)
+        ids = [(f"{event.project_id}/{event.id}", entry_id) for entry_id, _, event in read]
+        return await self.state.first_seen(
+            shard.keys, ids, self.settings.dedupe_seconds, int(self.clock.now_ms())
+        )
+
+    def _route(self, shard: Shard, entry_id: bytes, raw: bytes, event: Any) -> None:
+        known = shard.progress.pop(entry_id, None)
+        if known:
+            targets, done = known
+        else:
+            targets = [i.id for i in self.directory.targets(event.project_id, event.platform)]
+            done = []
+        metrics.event("accepted" if targets else "unrouted")
+        entry = Entry(entry_id, targets, list(done), noted=known is not None)
+        left = [target for target in targets if target not in done]
+        if not left:
+            if not targets:
+                shard.tallies["*", "unrouted"] += 1
+            shard.finish(entry)
+            return
+        shard.entries[entry_id] = entry
+        for target in left:
+            integration = self.directory.get(target)
+            if integration is None:
+                self._deleted(shard, entry, target, event)
+            else:
+                self.dispatcher.offer(shard, entry, integration, event, raw)
+
+    def _deleted(self, shard: Shard, entry: Entry, target: str, event: Any) -> None:
+        accepted, now = int(entry.id.split(b"-")[0]), int(self.clock.now_ms())
+        shard.page.rows.append(
+            Row(
+                target, event.project_id, event.id, event.name, "skipped", "deleted",
+                "the integration was deleted", None, 0, accepted, now, entry.id.decode(),
+            )
+        )  # fmt: skip
+        shard.tallies[target, "skipped"] += 1
+        shard.settle(entry, target)
+
+    def _malformed(
+        self, shard: Shard, entry_id: bytes, raw: bytes, faults: list[dict[str, str]]
+    ) -> None:
+        metrics.event("malformed")
+        message = "; ".join(f"{f['path'] or 'event'} {f['message']}" for f in faults)[:1000]
+        self._dead_letter(shard, entry_id, raw, "malformed", message, dump_text(faults))
+        shard.tallies["*", "malformed"] += 1
+        shard.acks.append(entry_id)
+
+    def _dead_letter(  # noqa: PLR0917  a letter has that much to say
+        self,
+        shard: Shard,
+        entry_id: bytes,
+        raw: bytes,
+        reason: str,
+        message: str,
+        faults: str | None,
+    ) -> None:
+        shard.page.letters.append(
+            Letter(
+                None, None, None, None, reason, message, faults, raw, None, None, None, 0,
+                int(entry_id.split(b"-")[0]),
+            )
+        )  # fmt: skip
+
+    # --- committing -------------------------------------------------------------------------
+
+    async def _flush_all(self) -> None:
+        await asyncio.gather(*(self._flush(shard) for shard in list(self.shards.values())))
+
+    async def _flush(self, shard: Shard) -> None:
+        """Commit what a shard has settled; on trouble it stays, and is sent again unchanged."""
+        lock = self._flushes.setdefault(shard.keys.shard, asyncio.Lock())
+        async with lock:
+            while (shard.dirty or shard.unwritten) and not shard.lost:
+                if shard.unwritten is None:
+                    shard.unwritten = shard.build()
+                written = shard.unwritten
+                added: list[bytes] = []
+                if written.commit:
+                    try:
+                        added = await self.state.commit(
+                            shard.keys, self.token, written.number, written.commit
+                        )
+                    except LeaseLost:
+                        self._lost(shard)
+                        return
+                shard.unwritten = None
+                self.progressed = time.monotonic()
+                for delivery, lane_id in zip(written.adding, added, strict=False):
+                    delivery.lane_id = lane_id
+                    if delivery in delivery.pipeline.flying or delivery.landed is not None:
+                        delivery.pipeline.live.add(lane_id)
+                for callback in dict.fromkeys(written.after):
+                    callback()
+
+    # --- leaving ----------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        """Stop reading, let what is in flight land, hand the rest back, release the leases."""
+        self.leaving = self.dispatcher.leaving = True
+        try:
+            await self.state.owners(self.token, 0)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while self.dispatcher.requests and time.monotonic() < deadline:  # noqa: ASYNC110  rare
+                await asyncio.sleep(FLUSH_SECONDS)
+            await self.dispatcher.cut_off()
+            for shard in list(self.shards.values()):
+                await self._give_back(shard, wait=False)
+        except RedisError as error:
+            log.warning("Redis did not answer while leaving (%s); the leases will lapse", error)
+
+    async def _give_back(self, shard: Shard, *, wait: bool = True) -> None:
+        """Release a shard once nothing of it is in flight; its unsent entries are as if unread."""
+        if wait and self.dispatcher.flying(shard):
+            return
+        await self._flush(shard)
+        if shard.lost:
+            return
+        unread = list(shard.entries)
+        keys, redis = shard.keys, self.state.redis
+        for start in range(0, len(unread), 500):
+            await redis.xclaim(
+                keys.intake,
+                GROUP,
+                self.token,
+                0,
+                unread[start : start + 500],
+                retrycount=0,
+                justid=True,
+            )
+        shard.lost = True
+        self.shards.pop(keys.shard, None)
+        self.dispatcher.forget(shard)
+        await self.state.release(keys, self.token)
+
+
+def _fields_text(fields: dict[bytes, bytes]) -> bytes:
+    """Return an entry's fields as JSON, base64 where they are not text."""
+    shown = {
+        key.decode("utf-8", "replace"): base64.b64encode(value).decode()
+        for key, value in fields.items()
+    }
+    return dump_text({"fields_base64": shown}).encode()

@@ -1,0 +1,85 @@
+"""What a commit tells the database: one packed page, written with the acknowledgement."""
+
+import msgspec
+
+PAGE = b"p"  # the journal entry's one field
+
+
+class Row(msgspec.Struct, array_like=True):
+    """One event x integration that came to its end. Times are ms of the store's clock."""
+
+    integration_id: str
+    project_id: str
+    event_id: str
+    event_name: str
+    outcome: str
+    reason: str
+    message: str
+    status: int | None
+    attempts: int
+    accepted_at: int
+    finished_at: int
+    entry_id: str
+
+
+class Letter(msgspec.Struct, array_like=True):
+    """A dead letter: the exact bytes, and why. Malformed events have no integration."""
+
+    project_id: str | None
+    integration_id: str | None
+    event_id: str | None
+    event_name: str | None
+    reason: str
+    message: str
+    faults: str | None
+    body: bytes
+    request: str | None
+    response: str | None
+    status: int | None
+    attempts: int
+    created_at: int
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """A failed round of a pipeline: what its operator is shown. `count` is failures in a row."""
+
+    integration_id: str
+    at: int
+    reason: str
+    message: str
+    count: int
+
+
+class Learned(msgspec.Struct, array_like=True):
+    """What a provider told about a user."""
+
+    project_id: str
+    user_key: str
+    record: str
+    at: int
+
+
+class Page(msgspec.Struct, array_like=True):
+    """One commit's worth."""
+
+    rows: list[Row] = []
+    letters: list[Letter] = []
+    failures: list[Failure] = []
+    learned: list[Learned] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.letters or self.failures or self.learned)
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Page)
+
+
+def pack(page: Page) -> bytes:
+    """Return the page's bytes."""
+    return _encode(page)
+
+
+def unpack(raw: bytes) -> Page:
+    """Return the page; raise msgspec.DecodeError where it is none."""
+    return _decoder.decode(raw)

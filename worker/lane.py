@@ -1,0 +1,153 @@
+"""What waits: reading a lane in order, letting it go, and dropping what is too old or too much."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from providers.kit import Event
+from providers.kit.decode import decode
+from worker.pipeline import Delivery, Pipeline
+from worker.suspension import Health
+
+PAGE = 200  # entries read at a time, if a batch is not larger
+LARGEST_PAGE = 2_000
+
+
+class Tried(msgspec.Struct, array_like=True):
+    """What is remembered of a lane entry that was tried: kept beside the lane, by its id."""
+
+    attempts: int = 0
+    due: int = 0  # store clock, ms; 0: with the pipeline
+    step: int = 0
+    note: str = ""
+    user: str = ""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Tried).decode
+
+
+def pack_tried(delivery: Delivery) -> bytes:
+    """Return what to remember of a delivery."""
+    return _encode(
+        Tried(delivery.attempts, delivery.due, delivery.step, delivery.note, delivery.user)
+    )
+
+
+async def load(redis: Any, pipeline: Pipeline) -> None:
+    """Read from Redis how a pipeline stands that somebody else drained before."""
+    keys, integration = pipeline.shard.keys, pipeline.integration
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.xlen(keys.lane(integration.id))
+        pipe.hgetall(keys.tries(integration.id))
+        pipe.hgetall(keys.pipe(integration.id, integration.epoch))
+        pipe.zscore(keys.due, integration.id)
+        length, tries, state, due = await pipe.execute()
+    pipeline.lane_len = length
+    pipeline.due = due or 0
+    for lane_id, raw in tries.items():
+        if lane_id == b"batch":
+            last, opened = raw.split(b"|")
+            pipeline.batch = (last, int(opened))
+        elif (tried := _decode(raw)).due:
+            pipeline.wait(lane_id, tried.due, tried.user)
+    health = {name.decode(): int(value) for name, value in state.items()}
+    if health.get("suspended"):
+        pipeline.suspended_epoch = integration.epoch
+    pipeline.health = Health(
+        failures=health.get("failures", 0),
+        refusals=health.get("refusals", 0),
+        probation=integration.on_probation and not health.get("delivered"),
+    )
+    pipeline.probing = bool(pipeline.health.failures or pipeline.health.probation)
+
+
+async def read(redis: Any, pipeline: Pipeline, now_ms: float) -> None:
+    """Fill the pipeline's buffer with the next page of its lane, in order.
+
+    Entries that wait for themselves, and later ones of their users, are passed over.
+    """
+    keys, integration = pipeline.shard.keys, pipeline.integration
+    lane = keys.lane(integration.id)
+    until = pipeline.batch[0] if pipeline.batch else b"+"
+    page = min(max(PAGE, integration.limits.events), LARGEST_PAGE)
+    entries = await redis.xrange(lane, min=pipeline.cursor, max=until, count=page)
+    found = [(lane_id, fields) for lane_id, fields in entries if lane_id not in pipeline.live]
+    remembered: list[bytes | None] = []
+    if found:
+        remembered = await redis.hmget(
+            keys.tries(integration.id), [lane_id for lane_id, _ in found]
+        )
+    for (lane_id, fields), raw in zip(found, remembered, strict=True):
+        if lane_id in pipeline.waiting:
+            due, _ = pipeline.waiting[lane_id]
+            if due > now_ms:
+                pipeline.passed_over = True
+                continue
+            pipeline.unwait(lane_id)
+        delivery = _delivery(pipeline, lane_id, fields, raw)
+        if delivery.due > now_ms:  # a fresh one that was refused by name
+            pipeline.wait(lane_id, delivery.due, delivery.user)
+            pipeline.passed_over = True
+            continue
+        if delivery.user and delivery.user in pipeline.blocked:
+            pipeline.passed_over = True
+            continue
+        pipeline.live.add(lane_id)
+        pipeline.buffer.append(delivery)
+    if len(entries) < page:
+        pipeline.exhausted = True
+    if entries:
+        pipeline.cursor = b"(" + entries[-1][0]
+
+
+def _delivery(
+    pipeline: Pipeline, lane_id: bytes, fields: dict[bytes, bytes], tried: bytes | None
+) -> Delivery:
+    accepted = int(fields[b"t"])
+    raw = fields[b"e"]
+    known = (
+        _decode(tried)
+        if tried
+        else Tried(
+            int(fields.get(b"a", 0)),
+            int(fields.get(b"d", 0)),
+            int(fields.get(b"s", 0)),
+            fields.get(b"n", b"").decode(),
+        )
+    )
+    return Delivery(
+        event=event_of(raw, accepted),
+        raw=raw,
+        pipeline=pipeline,
+        accepted=accepted,
+        lane_id=lane_id,
+        attempts=known.attempts,
+        step=known.step,
+        note=known.note,
+        due=known.due,
+    )
+
+
+def event_of(raw: bytes, accepted_ms: int) -> Event:
+    """Return the event of a lane's entry; it was valid when it was accepted."""
+    return decode(raw, accepted_ms // 1000)
+
+
+async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[Delivery]]:
+    """Yield pages of the lane from its head: what to drop when it is let go or too long."""
+    lane = pipeline.shard.keys.lane(pipeline.integration.id)
+    cursor: bytes = b"-"
+    left = most
+    while left > 0:
+        entries = await redis.xrange(lane, min=cursor, max=b"+", count=min(PAGE, left))
+        if not entries:
+            return
+        left -= len(entries)
+        cursor = b"(" + entries[-1][0]
+        yield [
+            _delivery(pipeline, lane_id, fields, None)
+            for lane_id, fields in entries
+            if lane_id not in pipeline.live
+        ]

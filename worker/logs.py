@@ -1,0 +1,36 @@
+"""Logs: JSON lines for machines, plain text on a terminal; never a secret, never a payload."""
+
+import logging
+import sys
+
+import structlog
+
+from worker.settings import WorkerSettings
+
+
+def configure(settings: WorkerSettings) -> None:
+    """Send every log line to stderr in the chosen form."""
+    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    last: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if text
+        else structlog.processors.JSONRenderer()
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+    for noisy in ("celery.app.trace", "celery.worker.strategy", "kombu", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

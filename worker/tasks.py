@@ -1,0 +1,66 @@
+"""Celery tasks: hints, a few lines each. Losing, doubling or garbling one is harmless."""
+
+import logging
+import os
+import time
+
+import uvloop
+
+from worker import app
+from worker.app import celery
+from worker.drain import Drain
+from worker.record import record as record_journal
+from worker.settings import SLICE_SECONDS
+from worker.state import RECORDING, State
+from worker.transport import make_transport
+from worker.watchdog import watching
+
+log = logging.getLogger(__name__)
+
+
+@celery.task(name="onward.drain", ignore_result=True)
+def drain() -> None:
+    """Take a share of the free shards and drain them for one slice; then hint on."""
+    slot = app.free_slot()
+    if slot is None:
+        return
+    try:
+        uvloop.run(_drain(time.monotonic() + SLICE_SECONDS))
+    finally:
+        app.leave_slot(slot)
+        if not app.stopping.value:
+            hint_drain()
+
+
+async def _drain(until: float) -> None:
+    settings = app.settings()
+    redis = app.async_redis()
+    transport = make_transport(settings)
+    loop = Drain(
+        settings, app.directory(), transport, State(redis), lambda: bool(app.stopping.value)
+    )
+    with watching(loop):
+        try:
+            await loop.run(until)
+        finally:
+            await transport.close()
+            await redis.aclose()
+
+
+def hint_drain() -> None:
+    """Tell this worker's children that one may drain."""
+    drain.apply_async(queue=app.drain_queue(), expires=60)
+
+
+@celery.task(name="onward.record", ignore_result=True)
+def record() -> None:
+    """Move the journals to the database; of several at once, one does it."""
+    redis = app.redis()
+    mine = f"{os.getpid()}:{time.monotonic_ns()}"
+    if not redis.set(RECORDING, mine, nx=True, px=60_000):
+        return
+    try:
+        record_journal(redis, app.engine(), app.settings().shards)
+    finally:
+        if redis.get(RECORDING) == mine.encode():
+            redis.delete(RECORDING)

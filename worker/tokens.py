@@ -1,0 +1,52 @@
+"""Credentials of limited life: fetched when needed, one request at a time, kept until they end."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from providers.kit import Misconfigured, Outcome, Retry, Token
+from worker.directory import Integration
+from worker.transport import Transport, TransportError
+
+EARLY_MS = 300_000  # a token is renewed five minutes before its end
+NONE: Mapping[str, str] = {}
+
+
+class Tokens:
+    """Tokens by integration; gone with the process, and with any change of the settings."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._kept: dict[str, tuple[Integration, Token, float]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def values(self, integration: Integration, now_ms: float) -> Mapping[str, str] | Outcome:
+        """Return the token's values ({} where none is needed), or what came of asking for one."""
+        source = integration.provider.token
+        if source is None:
+            return NONE
+        async with self._locks.setdefault(integration.id, asyncio.Lock()):
+            kept = self._kept.get(integration.id)
+            if kept and kept[0].version == integration.version and kept[2] > now_ms:
+                return kept[1].values
+            now = datetime.fromtimestamp(now_ms / 1000, UTC)
+            request = source.request(integration.settings, now)
+            if request is None:
+                return NONE
+            try:
+                response = await self._transport.send(
+                    request, pool=integration.id, timeout=integration.timeout
+                )
+            except TransportError as error:
+                failed = Misconfigured if error.fault == "settings" else Retry
+                return failed(error.reason, error.message)
+            token = source.read(response)
+            if not isinstance(token, Token):
+                return token
+            ends = now_ms + max(token.lives.total_seconds() * 1000 - EARLY_MS, 1000)
+            self._kept[integration.id] = (integration, token, ends)
+            return token.values
+
+    def forget(self, integration_id: str) -> None:
+        """Drop a token that the upstream refused."""
+        self._kept.pop(integration_id, None)
