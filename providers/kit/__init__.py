@@ -48,7 +48,7 @@ from providers.kit.interface import (
     text_at,
 )
 from providers.kit.money import amount_of, minor_digits, plain, revenue_of, rounded
-from providers.kit.objects import ObjectSettings, object_key, object_limits, objects
+from providers.kit.objects import Batch, ObjectSettings, object_key, object_limits, objects
 from providers.kit.plan import (
     clipped,
     in_batches,
@@ -83,6 +83,7 @@ __all__ = [
     "MONEY_IN",
     "MONEY_OUT",
     "ZERO_UUID",
+    "Batch",
     "Check",
     "Context",
     "Delivered",
