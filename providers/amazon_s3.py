@@ -69,7 +69,7 @@ Key = Annotated[str, matching(r"[\x21-\x7e]{1,2048}", "must be a key id or ARN")
 Account = Annotated[str, matching(r"\d{12}", "must be the 12 digits of an AWS account")]
 SAFE = "/-._~"  # all else in a name is percent-encoded, as the signature wants it
 UNCONDITIONAL = "unconditional"  # the note left by a server that knows no preconditions
-ROLE_LIVES = timedelta(minutes=55)  # of the hour asked for
+ROLE_LIVES = timedelta(hours=1)  # as asked for
 AT_ONCE = timedelta(0)
 ENTITY = re.compile(r"<(Code|Message|AccessKeyId|SecretAccessKey|SessionToken)>([^<]*)<")
 
@@ -244,7 +244,7 @@ def classify(request: Request, response: Response, settings: AmazonS3Settings) -
     if (response.status == 501 or code == "NotImplemented") and conditional:
         return Retry("not_implemented", message, AT_ONCE, note=UNCONDITIONAL)
     if code == "ExpiredToken" and settings.auth_mode == "assume_role":
-        return Retry("expired_token", message, AT_ONCE, note="new_token")
+        return Retry("expired_token", message, note="new_token")
     return _meaning(response)
 
 

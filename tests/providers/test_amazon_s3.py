@@ -309,7 +309,7 @@ def test_a_role_is_assumed_with_a_signed_call(moto: str) -> None:
     answer = exchange(moto, request)
     token = provider.token.read(Response(answer.status_code, {}, answer.content))
     assert isinstance(token, Token)
-    assert token.lives == timedelta(minutes=55)
+    assert token.lives == timedelta(hours=1)
     signed = dict(put(ROLE, token=token.values).headers)
     assert signed["X-Amz-Security-Token"] == token.values["session_token"]
     assert (
@@ -493,7 +493,7 @@ def test_retry_after_is_honoured() -> None:
 
 def test_an_expired_role_session_is_renewed() -> None:
     expired = classified(provider, ROLE, 400, error("ExpiredToken"))
-    assert expired == Retry("expired_token", "ExpiredToken: Words.", timedelta(0), note="new_token")
+    assert expired == Retry("expired_token", "ExpiredToken: Words.", note="new_token")
 
 
 def test_without_the_precondition_where_the_server_knows_none() -> None:
