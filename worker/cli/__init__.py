@@ -2,12 +2,23 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from worker.cli import providers, publish, sandbox, service, tryout
+from worker.cli import (
+    deadletters,
+    deliveries,
+    integrations,
+    projects,
+    providers,
+    publish,
+    sandbox,
+    tryout,
+)
 from worker.cli.output import failure_of, print_failure
 
 app = typer.Typer(
@@ -37,8 +48,19 @@ def _root(
     pass
 
 
-service.register(app)
+for _name in ("service", "operate"):
+    if find_spec(f"worker.cli.{_name}"):
+        import_module(f"worker.cli.{_name}").register(app)
+
+MANAGE = "Set up and look"
+app.add_typer(projects.app, name="projects", rich_help_panel=MANAGE)
+app.add_typer(integrations.app, name="integrations", rich_help_panel=MANAGE)
+app.command(rich_help_panel=MANAGE, epilog="onward publish events.ndjson")(publish.publish)
+app.add_typer(deliveries.app, name="deliveries", rich_help_panel=MANAGE)
+app.add_typer(deadletters.app, name="deadletters", rich_help_panel=MANAGE)
+
 TRY = "Try out"
+app.add_typer(providers.app, name="providers", rich_help_panel=TRY)
 app.command(
     rich_help_panel=TRY,
     epilog="onward preview amplitude --settings settings.json --events events.ndjson",
@@ -48,8 +70,6 @@ app.command(
     epilog="onward explain adjust --settings s.json --events e.json --response answer.json",
 )(tryout.explain)
 app.command(rich_help_panel=TRY, epilog="onward sandbox --port 9000")(sandbox.sandbox)
-app.command(rich_help_panel=TRY, epilog="onward publish events.ndjson")(publish.publish)
-app.add_typer(providers.app, name="providers")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,13 @@
 """What commands print: data on stdout, everything else on stderr, and failures in one line."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
+PIPED_WIDTH = 200  # columns of a table that no terminal bounds
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 # Failures of what we depend on, by class name (importing them all would slow every command down).
@@ -53,7 +55,9 @@ def failure_of(error: Exception) -> Failure | None:
                 return Failure(f"The environment will not do. {error}")
             case "worker.registry.UnknownProvider":
                 return Failure(str(error), code=2)
-            case "worker.intake.IntakeFull":
+            case "worker.store.errors.Invalid":
+                return Failure("That will not do:", error.faults)  # type: ignore[attr-defined]
+            case "worker.intake.IntakeFull" | "worker.store.errors.StoreError":
                 return Failure(str(error))
             case "worker.preview.InvalidEvents":
                 return Failure("The events will not do:", error.faults)  # type: ignore[attr-defined]
@@ -103,7 +107,8 @@ def print_table(
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in cells:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(highlight=False, width=width).print(table)
 
 
 def print_markdown(text: str) -> None:

@@ -1,0 +1,270 @@
+"""Projects, integrations, deliveries and dead letters, on a database and a Redis of their own."""
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from sqlalchemy import insert
+
+from tests.worker.cli.run import Ran, run
+from worker.sandbox.app import Sandbox, serve
+from worker.sandbox.upstreams.amplitude import KEY
+from worker.settings import load_settings
+from worker.state import Keys, shard_of
+from worker.store.database import make_engine, upgrade
+from worker.store.integrations import suspend
+from worker.store.models import DeadLetter, Delivery
+
+Command = Callable[..., Ran]
+WRONG = "f" * 32
+
+
+@pytest.fixture
+def onward(redis: Redis, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run commands on an empty database with its tables."""
+    upgrade(load_settings().database_url)
+    return lambda *arguments: run(capsys, *arguments)
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Callable[..., str]:
+    def write(**values: Any) -> str:
+        path = tmp_path / "settings.json"
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def made(onward: Command, settings_file: Callable[..., str]) -> dict[str, Any]:
+    """An active integration with Amplitude, as v4 shows it."""
+    assert onward("projects", "create", "Lumen", "--id", "prj_lumen").code == 0
+    ran = onward(*CREATE, "--settings", settings_file(api_key=KEY), "--activate", "--json")
+    assert ran.code == 0, ran.err
+    integration: dict[str, Any] = ran.json
+    return integration
+
+
+CREATE = (
+    "integrations", "create", "--project", "prj_lumen", "--slug", "amplitude",
+    "--platform", "iOS", "--title", "Analytics",
+)  # fmt: skip
+
+
+def test_a_project_is_made_and_its_key_shown_once(onward: Command) -> None:
+    made = onward("projects", "create", "Lumen", "--id", "prj_lumen", "--json").json
+    assert (made["id"], made["name"]) == ("prj_lumen", "Lumen")
+    assert made["secret_key"].startswith("sk_")
+    listed = onward("projects", "list", "--json")
+    assert [p["id"] for p in listed.json] == ["prj_lumen"]
+    assert made["secret_key"] not in listed.out
+    again = onward("projects", "create", "Other", "--id", "prj_lumen", "--json")
+    assert again.code == 1
+    assert "prj_lumen already" in again.json["error"]["message"]
+    assert "prj_lumen" in onward("projects", "list").out
+
+
+def test_an_integration_is_made_paused_and_printed_as_v4_does(onward: Command) -> None:
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    ran = onward(*CREATE, "--json")
+    assert ran.json.keys() == {
+        "object", "id", "url", "title", "integration", "target_platform", "active", "created_at",
+        "updated_at", "last_delivery_at", "last_error_at", "last_error_message",
+        "delivery_error_count",
+    }  # fmt: skip
+    assert (ran.json["integration"], ran.json["active"]) == ("Amplitude", 0)
+    assert ran.json["created_at"].endswith("Z")
+    assert "settings are not set" in onward(*CREATE).err
+    assert len(onward("integrations", "list", "--json").json) == 2
+    assert onward("integrations", "list", "--project", "prj_other", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"--slug": "amplitud"}, "integration"),
+        ({"--title": " "}, "title"),
+        ({"--slug": "adjust", "--platform": "Stripe"}, "target_platform"),
+    ],
+)
+def test_a_faulty_integration_is_refused_by_field(
+    onward: Command, change: dict[str, str], field: str
+) -> None:
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    options = [*CREATE]
+    for name, value in change.items():
+        options[options.index(name) + 1] = value
+    ran = onward(*options, "--json")
+    assert ran.code == 1
+    assert [d["field"] for d in ran.json["error"]["details"]] == [field]
+    assert onward("integrations", "list", "--json").json == []
+
+
+def test_nothing_is_made_when_the_settings_will_not_do(
+    onward: Command, settings_file: Callable[..., str]
+) -> None:
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    ran = onward(*CREATE, "--settings", settings_file(api_ky="x"), "--json")
+    assert ran.code == 1
+    assert {d["field"] for d in ran.json["error"]["details"]} == {"api_key", "api_ky"}
+    assert onward("integrations", "list", "--json").json == []
+
+
+def test_an_unknown_project_or_integration_is_said_to_be_unknown(onward: Command) -> None:
+    assert "No project prj_lumen" in onward(*CREATE).err
+    for name in ("show", "settings", "activate", "pause", "delete", "test"):
+        ran = onward("integrations", name, "Zk40QwTe")
+        assert (ran.code, "No integration with this id" in ran.err) == (1, True)
+
+
+def test_settings_are_shown_without_secrets_and_may_be_set_again(
+    onward: Command, made: dict[str, Any], settings_file: Callable[..., str]
+) -> None:
+    shown = onward("integrations", "settings", made["id"])
+    assert KEY not in shown.out
+    assert shown.json["api_key"]["set"] is True
+    edited = {**shown.json, "region": "eu"}
+    assert (
+        onward("integrations", "settings", made["id"], "--set", settings_file(**edited)).code == 0
+    )
+    again = onward("integrations", "settings", made["id"]).json
+    assert again == {**shown.json, "region": "eu"}
+    bad = onward("integrations", "settings", made["id"], "--set", settings_file(region="mars"))
+    assert bad.code == 1
+    assert "api_key" in bad.err
+
+
+def test_is_paused_activated_and_deleted(onward: Command, made: dict[str, Any]) -> None:
+    assert made["active"] == 1
+    assert onward("integrations", "pause", made["id"], "--json").json["active"] == 0
+    assert onward("integrations", "activate", made["id"]).out.endswith("Analytics: active\n")
+    assert onward("integrations", "delete", made["id"], "--yes").code == 0
+    assert onward("integrations", "list", "--json").json == []
+    assert onward("integrations", "list").out.startswith("No integrations.")
+
+
+def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(
+    onward: Command, made: dict[str, Any], redis: Redis
+) -> None:
+    with make_engine(load_settings().database_url).begin() as connection:
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        words = "400 from Amplitude: Invalid API key"
+        assert suspend(connection, made["id"], 0, message=words, reason="unauthorized", at=at)
+    lane = Keys(shard_of("prj_lumen", 32)).lane(made["id"])
+    for accepted in (1767225600000, 1767225660000):
+        redis.xadd(lane, {"e": "{}", "t": accepted})
+    told = onward("integrations", "show", made["id"], "--json").json
+    assert (told["active"], told["last_error_message"]) == (2, words)
+    assert told["dossier"]["state"] == "suspended"
+    assert told["dossier"]["backlog"]["waiting"] == 2
+    assert told["dossier"]["backlog"]["waiting_since"] == "2026-01-01T00:00:00Z"
+    text = onward("integrations", "show", made["id"]).out
+    for part in ("suspended", words, "2 events", f"onward integrations activate {made['id']}"):
+        assert part in " ".join(text.split())
+    assert words in onward("integrations", "list").out
+
+
+def test_deliveries_and_dead_letters_are_listed_and_shown(onward: Command) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    shared = {
+        "integration_id": "c9VdLs3H",
+        "project_id": "prj_lumen",
+        "event_name": "trial_started",
+    }
+    ends = [
+        {**shared, "event_id": "evt-1", "outcome": "delivered", "finished_at": at},
+        {**shared, "event_id": "evt-2", "outcome": "rejected", "reason": "bad", "finished_at": at},
+    ]
+    letter = {
+        "project_id": "prj_lumen",
+        "reason": "invalid_event",
+        "faults": [{"path": "time", "message": "is required"}],
+        "body": b'{"id":\xff}',
+        "created_at": at,
+    }
+    with make_engine(load_settings().database_url).begin() as connection:
+        for end in ends:
+            connection.execute(insert(Delivery).values(**end))
+        connection.execute(insert(DeadLetter).values(**letter))
+
+    listed = onward("deliveries", "list", "--json").json
+    assert [one["event_id"] for one in listed] == ["evt-2", "evt-1"]
+    assert listed[0]["finished_at"] == "2026-01-01T00:00:00Z"
+    one = onward("deliveries", "list", "--outcome", "delivered", "--event", "evt-1", "--json").json
+    assert [d["event_id"] for d in one] == ["evt-1"]
+    assert onward("deliveries", "list", "--integration", "none").out == "No deliveries recorded.\n"
+    assert "evt-2" in onward("deliveries", "list").out
+
+    (dead,) = onward("deadletters", "list", "--json").json
+    assert dead["body_encoding"] == "base64"
+    assert "invalid_event" in onward("deadletters", "list").out
+    assert "time is required" in onward("deadletters", "show", dead["id"]).out
+    assert onward("deadletters", "show", dead["id"], "--json").json == dead
+    assert onward("deadletters", "show", "999").code == 1
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> str:
+    started = threading.Event()
+    where: list[int] = []
+
+    def ready(port: int, _sandbox: Sandbox) -> None:
+        where.append(port)
+        started.set()
+
+    threading.Thread(target=serve, args=(0, ready), daemon=True).start()
+    assert started.wait(30)
+    return f"http://127.0.0.1:{where[0]}"
+
+
+def test_a_test_event_shows_request_answer_and_verdict(
+    onward: Command,
+    made: dict[str, Any],
+    sandbox: str,
+    settings_file: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONWARD_UPSTREAM", sandbox)
+    good = onward("integrations", "test", made["id"], "--json")
+    assert (good.code, good.json["outcome"]) == (0, "delivered"), good
+    assert good.json["event"].startswith("test-")
+    (request,) = good.json["requests"]
+    assert request["response"]["status"] == 200
+    assert KEY not in good.out
+
+    onward("integrations", "settings", made["id"], "--set", settings_file(api_key=WRONG))
+    bad = onward("integrations", "test", made["id"])
+    assert bad.code == 1
+    assert "> POST https://api2.amplitude.com/2/httpapi" in bad.out
+    assert "misconfigured (unauthorized) Invalid API key: ***" in bad.out
+    assert WRONG not in bad.out + bad.err
+
+
+def test_a_test_event_tells_of_settings_that_are_not_set_and_of_no_answer(
+    onward: Command, monkeypatch: pytest.MonkeyPatch, settings_file: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("ONWARD_UPSTREAM", "http://127.0.0.1:1")
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    bare = onward(*CREATE, "--json").json["id"]
+    unset = onward("integrations", "test", bare, "--json")
+    assert (unset.code, unset.json["outcome"]) == (1, "misconfigured")
+    assert "api_key" in unset.json["message"]
+    assert "api_key" in onward("integrations", "settings", bare).err
+    onward("integrations", "settings", bare, "--set", settings_file(api_key=KEY))
+    down = onward("integrations", "test", bare, "--json").json
+    assert (down["outcome"], down["requests"][0]["response"]) == ("retry", None)
+
+
+def test_a_database_without_tables_is_told_to_be_migrated(
+    redis: Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(capsys, "projects", "list", "--json")
+    assert ran.code == 1
+    assert "onward migrate" in ran.json["error"]["message"]
+    assert "Traceback" not in ran.err

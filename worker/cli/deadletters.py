@@ -1,0 +1,104 @@
+"""`onward deadletters`: what was given up, with its reason and its exact bytes."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.output import AsJson, print_fields, print_json, print_table
+from worker.cli.store import looking
+
+if TYPE_CHECKING:
+    from worker.store.models import DeadLetter
+
+app = typer.Typer(no_args_is_help=True, help="What was given up, and why.")
+
+
+@app.command("list", epilog="onward deadletters list --integration c9VdLs3H")
+def list_dead_letters(
+    *,
+    integration: Annotated[str | None, typer.Option(help="Of this integration.")] = None,
+    event: Annotated[str | None, typer.Option(help="Of the event with this id.")] = None,
+    project: Annotated[str | None, typer.Option(help="Of this project.")] = None,
+    reason: Annotated[str | None, typer.Option(help="With this reason.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 100,
+    before: Annotated[int | None, typer.Option(help="Older than the one with this id.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List dead letters, newest first."""
+    from worker.dossier import moment  # noqa: PLC0415  quick --help
+    from worker.store.dead_letters import list_dead_letters as listed  # noqa: PLC0415
+
+    with looking() as connection:
+        found = listed(
+            connection,
+            project_id=project,
+            integration_id=integration,
+            event_id=event,
+            reason=reason,
+            before_id=before,
+            limit=limit,
+        )
+    if json:
+        print_json([_told(one) for one in found])
+        return
+    print_table(
+        ("id", "at", "integration", "event", "reason", "why", "replayed"),
+        [
+            (
+                one.id,
+                moment(one.created_at),
+                one.integration_id,
+                one.event_id,
+                one.reason,
+                one.message,
+                moment(one.replayed_at),
+            )
+            for one in found
+        ],
+        empty="No dead letters.",
+    )
+
+
+@app.command(epilog="onward deadletters show 17")
+def show(
+    letter_id: Annotated[int, typer.Argument(metavar="ID", help="As in the list.")],
+    *,
+    json: AsJson = False,
+) -> None:
+    """Print a dead letter: the faults, the event, the request and the answer."""
+    from worker.store.dead_letters import get_dead_letter  # noqa: PLC0415  quick --help
+
+    with looking() as connection:
+        found = get_dead_letter(connection, letter_id)
+    told = _told(found)
+    if json:
+        print_json(told)
+        return
+    faults = [f"{fault['path'] or 'event'} {fault['message']}" for fault in told["faults"] or ()]
+    print_fields({**told, "faults": "\n".join(faults), "body_encoding": ""})
+
+
+def _told(letter: "DeadLetter") -> dict[str, Any]:
+    from worker.dossier import moment  # noqa: PLC0415  quick --help
+    from worker.preview import text_or_base64  # noqa: PLC0415
+
+    body, encoding = text_or_base64(letter.body)
+    return {
+        "id": letter.id,
+        "project_id": letter.project_id,
+        "integration_id": letter.integration_id,
+        "event_id": letter.event_id,
+        "event_name": letter.event_name,
+        "reason": letter.reason,
+        "message": letter.message,
+        "faults": letter.faults,
+        "status": letter.status,
+        "attempts": letter.attempts,
+        "created_at": moment(letter.created_at),
+        "replayed_at": moment(letter.replayed_at),
+        "expires_at": moment(letter.expires_at),
+        "body": body,
+        "body_encoding": encoding,
+        "request": letter.request,
+        "response": letter.response,
+    }

@@ -1,0 +1,75 @@
+"""`onward deliveries`: how events ended."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from worker.cli.output import AsJson, print_json, print_table
+from worker.cli.store import looking
+
+app = typer.Typer(no_args_is_help=True, help="How events ended.")
+Outcome = Literal["delivered", "skipped", "rejected", "expired"]
+
+
+@app.command("list", epilog="onward deliveries list --integration c9VdLs3H --outcome rejected")
+def list_deliveries(
+    *,
+    integration: Annotated[str | None, typer.Option(help="Of this integration.")] = None,
+    event: Annotated[str | None, typer.Option(help="Of the event with this id.")] = None,
+    outcome: Annotated[Outcome | None, typer.Option(help="With this end.")] = None,
+    project: Annotated[str | None, typer.Option(help="Of this project.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 100,
+    before: Annotated[int | None, typer.Option(help="Older than the one with this id.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the record, newest first: one line per event and integration."""
+    from worker.dossier import moment  # noqa: PLC0415  quick --help
+    from worker.store.deliveries import list_deliveries as listed  # noqa: PLC0415
+
+    with looking() as connection:
+        found = listed(
+            connection,
+            project_id=project,
+            integration_id=integration,
+            event_id=event,
+            outcome=outcome,
+            before_id=before,
+            limit=limit,
+        )
+    if json:
+        print_json(
+            [
+                {
+                    "id": one.id,
+                    "project_id": one.project_id,
+                    "integration_id": one.integration_id,
+                    "event_id": one.event_id,
+                    "event_name": one.event_name,
+                    "outcome": one.outcome,
+                    "reason": one.reason,
+                    "message": one.message,
+                    "status": one.status,
+                    "attempts": one.attempts,
+                    "accepted_at": moment(one.accepted_at),
+                    "finished_at": moment(one.finished_at),
+                }
+                for one in found
+            ]
+        )
+        return
+    print_table(
+        ("at", "integration", "event", "name", "outcome", "attempts", "why"),
+        [
+            (
+                moment(one.finished_at),
+                one.integration_id,
+                one.event_id,
+                one.event_name,
+                one.outcome,
+                one.attempts,
+                one.message or one.reason,
+            )
+            for one in found
+        ],
+        empty="No deliveries recorded.",
+    )

@@ -1,0 +1,267 @@
+"""`onward integrations`: what the v4 API does, the settings, and a test event."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli.inputs import read_object
+from worker.cli.output import AsJson, note, print_fields, print_json, print_table
+from worker.cli.store import ACTOR, changing, looking, redis_of, settings_here
+from worker.cli.tryout import Store
+
+if TYPE_CHECKING:
+    from worker.store.models import Integration
+
+app = typer.Typer(no_args_is_help=True, help="A project's pipelines to providers.")
+Id = Annotated[str, typer.Argument(metavar="ID", help="As in `onward integrations list`.")]
+
+
+@app.command("list", epilog="onward integrations list --project prj_lumen")
+def list_integrations(
+    *,
+    project: Annotated[str | None, typer.Option(help="Of this project only.")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the integrations and how they stand."""
+    from worker.dossier import STATES, moment, v4_object  # noqa: PLC0415  quick --help
+    from worker.store.integrations import list_of  # noqa: PLC0415
+
+    with looking() as connection:
+        found = list_of(connection, project)
+    if json:
+        print_json([v4_object(one) for one in found])
+        return
+    print_table(
+        ("id", "title", "provider", "store", "state", "last delivery", "why"),
+        [
+            (
+                one.id,
+                one.title,
+                one.slug,
+                one.platform,
+                STATES[one.active],
+                moment(one.last_delivery_at) or "never",
+                one.last_error_message if one.active == 2 else "",
+            )
+            for one in found
+        ],
+        empty="No integrations. `onward integrations create` makes one.",
+    )
+
+
+@app.command(epilog="onward integrations show c9VdLs3H")
+def show(integration_id: Id, *, json: AsJson = False) -> None:
+    """Print how an integration stands: state, last error, what waits, and what to do."""
+    from worker.dossier import STATES, advice, backlog, moment, v4_object  # noqa: PLC0415
+    from worker.store.integrations import get  # noqa: PLC0415  quick --help
+
+    settings = settings_here()
+    with looking(settings) as connection:
+        found = get(connection, integration_id)
+    with redis_of(settings) as redis:
+        waits = backlog(redis, found, settings.shards)
+    if json:
+        dossier = {
+            "project_id": found.project_id,
+            "slug": found.slug,
+            "state": STATES[found.active],
+            "settings_set": found.settings is not None,
+            "failing_since": moment(found.first_error_at),
+            "last_error_reason": found.last_error_reason,
+            "backlog": waits,
+            "advice": advice(found, waits["waiting"]),
+        }
+        print_json({**v4_object(found), "dossier": dossier})
+        return
+    print_fields(
+        {
+            "id": found.id,
+            "title": found.title,
+            "provider": f"{v4_object(found)['integration']} ({found.slug})",
+            "project": f"{found.project_id}, {found.platform}",
+            "state": STATES[found.active],
+            "settings": "set" if found.settings else "not set",
+            "last delivery": moment(found.last_delivery_at) or "never",
+            "last error": found.last_error_message,
+            "last error at": moment(found.last_error_at),
+            "failures since": _failures(found),
+            "waiting": f"{waits['waiting']:,} events",
+            "oldest waits since": waits["waiting_since"],
+            "next attempt": waits["next_attempt_at"],
+            "what to do": advice(found, waits["waiting"]),
+        }
+    )
+
+
+def _failures(found: "Integration") -> str:
+    from worker.dossier import moment  # noqa: PLC0415  quick --help
+
+    since = f", the first at {moment(found.first_error_at)}" if found.first_error_at else ""
+    return f"{found.delivery_error_count}{since}"
+
+
+@app.command(
+    epilog="onward integrations create --project prj_lumen --slug amplitude --platform iOS "
+    "--title Analytics --settings amplitude.json --activate"
+)
+def create(
+    *,
+    project: Annotated[str, typer.Option(help="The project's id.")],
+    slug: Annotated[str, typer.Option(help="The provider, as in `onward providers list`.")],
+    platform: Annotated[Store, typer.Option(help="The store whose events it gets.")],
+    title: Annotated[str, typer.Option(help="For people; 1 to 255 characters.")],
+    settings: Annotated[
+        str | None, typer.Option(help="JSON object of the slug's settings; - is stdin.")
+    ] = None,
+    activate: Annotated[bool, typer.Option("--activate", help="Start it at once.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Make an integration; it is paused until it is activated."""
+    from worker.store.integrations import create_integration, save_settings  # noqa: PLC0415
+    from worker.store.integrations import set_status as set_to  # noqa: PLC0415  quick --help
+    from worker.store.projects import get_project  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+
+    here = settings_here()
+    data = read_object(settings) if settings else None
+    with changing(here) as connection:
+        get_project(connection, project)
+        made = create_integration(
+            connection, project, title=title, slug=slug, platform=platform, actor=ACTOR
+        )
+        if data is not None:
+            made = save_settings(
+                connection,
+                made.id,
+                data,
+                keyring_of(here),
+                actor=ACTOR,
+                allow_private=here.allow_private_upstreams,
+            )
+        if activate:
+            made = set_to(connection, made.id, 1, ACTOR)
+    _print(made, json=json)
+
+
+@app.command(
+    "settings",
+    epilog="onward integrations settings c9VdLs3H --set amplitude.json",
+)
+def change_settings(
+    integration_id: Id,
+    *,
+    file: Annotated[
+        str | None,
+        typer.Option("--set", metavar="FILE", help="JSON object of all settings; - is stdin."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Print the settings, secrets only as set; or replace them all by those of a file.
+
+    What is printed may be edited and set again: a secret left as printed keeps its value.
+    """
+    from worker.store.integrations import save_settings  # noqa: PLC0415  quick --help
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+
+    here = settings_here()
+    if file is None:
+        print_json(_shown_settings(integration_id))
+        return
+    with changing(here) as connection:
+        changed = save_settings(
+            connection,
+            integration_id,
+            read_object(file),
+            keyring_of(here),
+            actor=ACTOR,
+            allow_private=here.allow_private_upstreams,
+        )
+    _print(changed, json=json)
+
+
+def _shown_settings(integration_id: str) -> dict[str, Any]:
+    from worker.cli.output import Failure  # noqa: PLC0415
+    from worker.store.checks import shown_settings  # noqa: PLC0415  quick --help
+
+    compiled = _compiled(integration_id)
+    if compiled.settings is None:
+        raise Failure(compiled.fault)
+    shown = shown_settings(compiled.settings)
+    given = compiled.settings.model_fields_set
+    return {key: value for key, value in shown.items() if key in given}
+
+
+def _compiled(integration_id: str) -> Any:
+    from worker.directory import compile_integration  # noqa: PLC0415  quick --help
+    from worker.store.integrations import get  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+
+    here = settings_here()
+    with looking(here) as connection:
+        return compile_integration(get(connection, integration_id), keyring_of(here), here)
+
+
+@app.command(epilog="onward integrations activate c9VdLs3H")
+def activate(integration_id: Id, *, json: AsJson = False) -> None:
+    """Start it, or start it again after it was suspended: what waited follows in order."""
+    _set_status(integration_id, 1, json=json)
+
+
+@app.command(epilog="onward integrations pause c9VdLs3H")
+def pause(integration_id: Id, *, json: AsJson = False) -> None:
+    """Stop it: events are neither forwarded nor held."""
+    _set_status(integration_id, 0, json=json)
+
+
+def _set_status(integration_id: str, status: int, *, json: bool) -> None:
+    from worker.store.integrations import set_status  # noqa: PLC0415  quick --help
+
+    with changing() as connection:
+        changed = set_status(connection, integration_id, status, ACTOR)
+    _print(changed, json=json)
+
+
+def _print(integration: "Integration", *, json: bool) -> None:
+    from worker.dossier import STATES, v4_object  # noqa: PLC0415  quick --help
+
+    if json:
+        print_json(v4_object(integration))
+        return
+    typer.echo(f"{integration.id}  {integration.title}: {STATES[integration.active]}")
+    if integration.settings is None:
+        note(f"Its settings are not set: onward integrations settings {integration.id} --set FILE")
+
+
+@app.command(epilog="onward integrations delete c9VdLs3H --yes")
+def delete(
+    integration_id: Id,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Delete it for good; what waits for it is counted as expired."""
+    from worker.store.integrations import delete as delete_it  # noqa: PLC0415  quick --help
+
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete {integration_id} for good?", abort=True, err=True)
+    with changing() as connection:
+        delete_it(connection, integration_id, ACTOR)
+    if json:
+        print_json({"id": integration_id, "deleted": True})
+    else:
+        typer.echo(f"{integration_id} is deleted")
+
+
+@app.command("test", epilog="onward integrations test c9VdLs3H")
+def send_test(integration_id: Id, *, json: AsJson = False) -> None:
+    """Send a marked test event, and print request, answer and what it means."""
+    from worker.cli.trial import print_trial, tried  # noqa: PLC0415  quick --help
+
+    told = tried(_compiled(integration_id))
+    if json:
+        print_json(told)
+    else:
+        print_trial(told)
+    if told["outcome"] != "delivered":
+        raise typer.Exit(1)

@@ -1,0 +1,54 @@
+"""The database and Redis of the running service, for the commands that look or change."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from worker.settings import WorkerSettings
+
+ACTOR = "cli"
+
+
+def settings_here() -> "WorkerSettings":
+    """Return the settings of the environment, or of the running `onward up`."""
+    from worker.settings import load_settings  # noqa: PLC0415  quick --help
+
+    return load_settings()
+
+
+@contextmanager
+def changing(settings: "WorkerSettings | None" = None) -> Iterator["Connection"]:
+    """Give a transaction: it is kept when the block ends, and undone where it fails."""
+    from worker.store.database import make_engine  # noqa: PLC0415  quick --help
+
+    engine = make_engine((settings or settings_here()).database_url)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def looking(settings: "WorkerSettings | None" = None) -> Iterator["Connection"]:
+    """Give a connection that only reads."""
+    from worker.store.database import make_engine, reading  # noqa: PLC0415  quick --help
+
+    engine = make_engine((settings or settings_here()).database_url)
+    try:
+        with reading(engine) as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def redis_of(settings: "WorkerSettings") -> Iterator[Any]:
+    """Give a blocking client of the events' Redis."""
+    from redis import Redis  # noqa: PLC0415  quick --help
+
+    with Redis.from_url(settings.redis_url) as client:
+        yield client
