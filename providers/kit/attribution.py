@@ -8,21 +8,19 @@ from providers.kit.interface import Context, Json, Retry, Skipped, at
 
 TEST_CAMPAIGN = "1234567890"  # of the payload that Apple gives to development builds
 WAIT = timedelta(minutes=5)
-PATIENCE = timedelta(hours=24)  # as long as an attribution token lives
 _UNKNOWN = ("", "-1", "None")
 
 
 def attribution_of(event: Event, context: Context) -> Mapping[str, Json] | Skipped | Retry:
     """Return the attribution of the event's user, or why the event cannot go (yet).
 
-    The event's own first, then what the project has resolved for the user; while that is awaited,
-    a retry, for a day at most.
+    The event's own first, then what the project has resolved for the user; a retry while that is
+    awaited.
     """
     record = event.asa_attribution
     if record is None:
         record = context.attributions.get(event.user_key)
-    waited = context.now.timestamp() - event.created_at
-    if record is None and event.user_key in context.resolving and waited < PATIENCE.total_seconds():
+    if record is None and event.user_key in context.resolving:
         return Retry("attribution_pending", "the user's attribution is not known yet", WAIT)
     if record is None or record.get("attributed") is not True:
         return Skipped("not_attributed", "user not attributed to Apple Search Ads")
