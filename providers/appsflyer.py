@@ -215,7 +215,7 @@ def classify(request: Request, response: Response, settings: AppsFlyerSettings) 
     """Return what the answer means."""
     status, message = response.status, response.text[:200]
     match status:
-        case 400 if WRONG_KEY.search(message):
+        case 400 if WRONG_KEY.search(response.text):
             return Misconfigured("unauthorized", message)
         case 403:
             return Misconfigured(

@@ -191,7 +191,7 @@ def classify(request: Request, response: Response, settings: KochavaSettings) ->
     message = error or response.text
     if status // 100 == 2:
         success = at(body, "success")
-        if not error and success in (None, 1, "1", "true"):
+        if not at(body, "error") and success in (None, 1, "1", "true"):
             return Delivered("" if isinstance(body, dict) else message)
     elif status not in (400, 404, 413, 422):
         return by_status(response, message, throttle=timedelta(seconds=7))
@@ -208,7 +208,7 @@ def _error(body: Json) -> str:
     if isinstance(error, list):
         texts = (text_at(error, index) for index in range(len(error)))
         return one_line("; ".join(text for text in texts if text))
-    return text_at(body, "error") if error else ""
+    return text_at(body, "error")
 
 
 provider = Provider(

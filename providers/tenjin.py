@@ -209,7 +209,7 @@ def _acknowledged(response: Response, message: str, settings: TenjinSettings) ->
         if settings.strict_ack:
             return Retry("unreadable_answer", message)
         return Delivered(message or "empty answer")
-    status = int(code) if code.isdecimal() and len(code) == 3 else 0
+    status = int(code) if code.isdecimal() else 0
     if status in (401, 403, 408, 429) or status >= 500:
         inside = Response(status, response.headers, b"", response.at)
         return by_status(inside, message, throttle=timedelta(seconds=60))

@@ -194,6 +194,7 @@ def test_refuses_settings(change: dict[str, Any], words: str) -> None:
         (200, "<html>thanks</html>", Delivered("<html>thanks</html>")),
         (200, {"success": "0", "error": "bad event"}, Rejected("refused", "bad event")),
         (200, {"success": "0"}, Rejected("refused", '{"success": "0"}')),
+        (200, {"error": True}, Rejected("refused", '{"error": true}')),
         (200, {"error": ["a", None, "b"]}, Rejected("refused", "a; b")),
         (200, {"success": "0", "error": "unknown App ID"}, Misconfigured),
         (
