@@ -40,3 +40,6 @@ fmt: install  ## format, and mend what the linter can
 
 lock:  ## bring the lock up to date with pyproject.toml
 	@$(LOCK) --upgrade -o requirements.lock
+
+new-provider: install  ## NAME=acme: an adapter, its tests and its fake upstream, to fill in
+	@$(PY) -m worker.cli.scaffold "$(NAME)"
