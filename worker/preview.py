@@ -68,9 +68,16 @@ class Rehearsal:
 
 
 def rehearse(
-    slug: str, settings: Any, raw_events: Iterable[bytes], platform: str | None = None
+    slug: str,
+    settings: Any,
+    raw_events: Iterable[bytes],
+    platform: str | None = None,
+    *,
+    allow_http: bool = False,
 ) -> Rehearsal:
     """Return a rehearsal of `raw_events` with decoded `settings`.
+
+    `allow_http` lets URLs of plain http pass, as `ONWARD_ALLOW_PRIVATE_UPSTREAMS` does.
 
     Raises:
         UnknownProvider: no adapter has this slug.
@@ -78,7 +85,7 @@ def rehearse(
         InvalidEvents: with every fault of every event.
     """
     provider = provider_of(slug)
-    read = read_settings(provider.title, provider.settings, settings)
+    read = read_settings(provider.title, provider.settings, settings, {"allow_http": allow_http})
     store = platform or ("iOS" if "iOS" in provider.stores else provider.stores[0])
     events, now = _events(list(raw_events), store)
     moment = datetime.fromtimestamp(now, UTC)

@@ -6,6 +6,7 @@ import typer
 
 from worker.cli.inputs import read_bytes, read_events, read_object
 from worker.cli.output import AsJson, Failure, print_json
+from worker.cli.store import settings_here
 
 Store = Literal["iOS", "Android", "Stripe"]
 Slug = Annotated[str, typer.Argument(help="The provider, as in `onward providers list`.")]
@@ -63,4 +64,6 @@ def _rehearsal(slug: str, settings: str, events: str, platform: Store | None) ->
     from worker.registry import provider_of  # noqa: PLC0415
 
     provider_of(slug)
-    return rehearse(slug, read_object(settings), read_events(events), platform)
+    lenient = settings_here().allow_private_upstreams
+    given = read_object(settings), read_events(events)
+    return rehearse(slug, *given, platform, allow_http=lenient)
