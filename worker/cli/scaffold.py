@@ -37,7 +37,8 @@ def make_provider(slug: str, root: Path) -> list[Path]:
     if present:
         raise Failure(f"There is {', '.join(present)} already")
     words = [word.capitalize() for word in slug.split("_")]
-    values = {"slug": slug, "name": "".join(words), "title": " ".join(words)}
+    host = slug.replace("_", "-")
+    values = {"slug": slug, "host": host, "name": "".join(words), "title": " ".join(words)}
     for name, path in paths.items():
         text = (TEMPLATES / name).read_text(encoding="utf-8")
         path.write_text(Template(text).substitute(values), encoding="utf-8")
