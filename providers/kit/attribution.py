@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from providers.kit.event import Event
-from providers.kit.interface import Context, Json, Retry, Skipped, at
+from providers.kit.interface import Context, Json, Retry, Skipped, text_at
 
 TEST_CAMPAIGN = "1234567890"  # of the payload that Apple gives to development builds
 WAIT = timedelta(minutes=5)
-_UNKNOWN = ("", "-1", "None")
+_PLACEHOLDERS = ("-1", "0", "null")
 
 
 def attribution_of(event: Event, context: Context) -> Mapping[str, Json] | Skipped | Retry:
@@ -30,6 +30,6 @@ def attribution_of(event: Event, context: Context) -> Mapping[str, Json] | Skipp
 
 
 def attributed(record: Mapping[str, Json], key: str) -> str:
-    """Return a text or id of an attribution; "" where Apple gave none or its placeholder -1."""
-    value = str(at(dict(record), key)).strip()
-    return "" if value in _UNKNOWN else value
+    """Return a text or id of an attribution; "" where Apple gave none or a placeholder."""
+    value = text_at(dict(record), key)
+    return "" if value in _PLACEHOLDERS else value
