@@ -1,9 +1,14 @@
-"""Providers of several steps, and those that need a token."""
+"""Providers of several steps, those that need a token, and what none of them may show."""
 
+import json
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
+
+import pytest
 
 from providers.kit import (
     Context,
@@ -24,6 +29,8 @@ from providers.kit import (
     one_each,
 )
 from worker.preview import Rehearsal, explain, preview, rehearse
+from worker.sandbox import upstreams
+from worker.trial import ATTRIBUTION, PROPERTIES
 
 URL = "https://steps.example"
 
@@ -110,3 +117,27 @@ def test_an_event_of_several_steps_gets_its_worst_outcome_and_optional_ones_do_n
     assert explain(rehearsal(USER), Response(200))["outcomes"][0]["outcome"] == "delivered"
     assert explain(rehearsal(USER), Response(401))["pipeline"] == "misconfigured"
     assert explain(rehearsal(NOBODY), Response(401))["pipeline"] == "ok"
+
+
+@pytest.mark.parametrize("slug", [m.name for m in pkgutil.iter_modules(upstreams.__path__)])
+def test_no_provider_s_secret_is_shown(slug: str) -> None:
+    upstream = import_module(f"{upstreams.__name__}.{slug}").upstream
+    event: dict[str, Any] = {
+        "event_name": "trial_started",
+        "user_id": "QON_5b1f0c9e7a3d4d22",
+        "advertiser_id": "7D0F1C9E-6A3B-4E55-9B1B-0B7E3E6C2A11",
+        "identity_id": "acct-40001",
+        "properties": PROPERTIES,
+    }
+    if slug != "searchads":
+        event["asa_attribution"] = ATTRIBUTION
+    made = rehearse(slug, dict(upstream.settings), [json.dumps(event).encode()])
+    shown = preview(made)
+    assert shown["requests"], shown["skipped"]
+    refusal = upstream.refusal
+    words = refusal.payload()[0] + b" " + " ".join(made.settings.secrets()).encode()
+    told = explain(made, Response(refusal.status, dict(refusal.headers), words))
+    for secret in made.settings.secrets():
+        for text in (json.dumps(shown, ensure_ascii=False), json.dumps(told, ensure_ascii=False)):
+            assert secret not in text
+            assert json.dumps(secret)[1:-1] not in text
