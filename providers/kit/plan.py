@@ -108,7 +108,7 @@ def one_each(events: Sequence[Event], make: Callable[[Event], Made]) -> Plan:
 def in_batches(
     events: Sequence[Event],
     limits: Limits,
-    make: Callable[[Event], Mapping[str, Any] | Unsent],
+    make: Callable[[Event], Mapping[str, Any] | tuple[Mapping[str, Any], ...] | Unsent],
     request: Callable[[bytes, Any], Request],
     *,
     group: Callable[[Event], Hashable] = lambda _event: None,
@@ -117,8 +117,9 @@ def in_batches(
 ) -> Plan:
     """Return a plan of JSON batches within `limits`, in order.
 
-    `make` gives an event's JSON item; `request` the request for a JSON array (as bytes) of them
-    and their `group` (events of different groups, say sandbox and production, never share one).
+    `make` gives an event's JSON item, or a tuple of items that stay together; `request` the
+    request for a JSON array (as bytes) of them and their `group` (events of different groups, say
+    sandbox and production, never share one).
     `overhead` is what the body holds beside the array, in bytes; an item of more than
     `item_bytes` is rejected here, before it spoils its batch.
     """
@@ -130,7 +131,7 @@ def in_batches(
         if isinstance(made, Skipped | Rejected | Retry):
             unsent[position] = made
             continue
-        item = dump(made)
+        item = b",".join(map(dump, made)) if isinstance(made, tuple) else dump(made)
         if len(item) > largest:
             unsent[position] = Rejected("too_large", f"{len(item):,} bytes, at most {largest:,}")
         else:
