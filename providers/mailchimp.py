@@ -56,7 +56,8 @@ EMAIL = re.compile(
 )
 HISTORY = timedelta(hours=24)  # what is older shall start no automations
 MEMBER, TAGS, EVENT = range(3)  # steps
-PUT_MEMBER = "put_member"  # note: the member was unknown when tags or event came
+PUT_MEMBER = "put_member_"  # note: the member was unknown in this step
+UNKNOWN_AUDIENCE = "unknown audience: check list_id"
 REASONS = {
     "Forgotten Email Not Subscribed": "forgotten",
     "Member In Compliance State": "compliance_state",
@@ -186,7 +187,7 @@ def _steps(
     digest = md5(email.lower().encode(), usedforsecurity=False).hexdigest()
     url = f"{settings.base}/lists/{audience}/members/{digest}"
     quiet = context.now.timestamp() - event.time > HISTORY.total_seconds()
-    unknown = context.notes.get(event.id) == PUT_MEMBER
+    note = context.notes.get(event.id)
     calls: list[tuple[int, str, Json]] = []
     if tags := settings.tags.get(event.name):
         listed = [{"name": tag, "status": status} for tag, status in tags]
@@ -202,14 +203,15 @@ def _steps(
     if settings.update_member:
         yield member
     for step, target, body in calls:
-        if unknown:  # in this step, for earlier ones may be done; a second 404 is final
+        unknown = note == f"{PUT_MEMBER}{step}"
+        if unknown:  # in the step that failed, for those before it are not repeated
             yield Request("PUT", member.url, member.headers, member.body, step=step)
         yield Request.json(
             target,
             body,
             headers=settings.headers,
             step=step,
-            refs={PUT_MEMBER: 0} if unknown else {},
+            refs={PUT_MEMBER: 0} if unknown else {},  # a second 404 is final
         )
 
 
@@ -297,10 +299,10 @@ def _bad_request(title: str, detail: str, message: str) -> Outcome:
 
 def _not_found(request: Request, message: str) -> Outcome:
     if not request.url.endswith(("/tags", "/events")):
-        return Misconfigured("unknown_audience", message)
+        return Misconfigured("unknown_audience", message or UNKNOWN_AUDIENCE)
     if PUT_MEMBER in request.refs:
         return Rejected("unknown_member", message)
-    return Retry("unknown_member", message, timedelta(0), note=PUT_MEMBER)
+    return Retry("unknown_member", message, timedelta(0), note=f"{PUT_MEMBER}{request.step}")
 
 
 def _message(body: Json, title: str, detail: str) -> str:
@@ -325,7 +327,7 @@ def _check(settings: MailchimpSettings, context: Context) -> Request:
 def _read_check(response: Response) -> Outcome:
     message = _message(response.json, *(text_at(response.json, k) for k in ("title", "detail")))
     if response.status == 404:
-        return Misconfigured("unknown_audience", message or response.text)
+        return Misconfigured("unknown_audience", message or response.text or UNKNOWN_AUDIENCE)
     return by_status(response, message)
 
 

@@ -164,7 +164,10 @@ def _alias(event: Event, settings: OneSignalSettings) -> str:
 def _nobody(settings: OneSignalSettings) -> Skipped:
     if settings.alias_label == "onesignal_id":
         return Skipped("no_identity", "no OneSignal id (set the user property onesignal_id)")
-    return Skipped("no_identity", "no OneSignal external id (call identify in the app)")
+    return Skipped(
+        "no_identity",
+        "no OneSignal external id (call identify in the app, or set _q_custom_user_id)",
+    )
 
 
 def _noted(events: Sequence[Event], positions: Sequence[int], context: Context) -> dict[str, int]:

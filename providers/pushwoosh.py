@@ -180,7 +180,7 @@ def _outcome(response: Response) -> Outcome:
         case status if 200 <= status < 300:
             return _by_code(_code(response.json), message)
         case 404:
-            return Misconfigured("not_found", message)
+            return Misconfigured("not_found", message or "wrong address: check api_host")
         case 429:
             return by_status(response, message, throttle=timedelta(seconds=30))
         case _:

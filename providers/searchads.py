@@ -279,7 +279,7 @@ def _ask_token(settings: SearchAdsSettings, now: datetime) -> Request | None:
         "iss": settings.team_id,
         "aud": AUTHORITY,
         "iat": now,
-        "exp": now + timedelta(days=1),
+        "exp": now + 10 * MINUTE,  # it is used at once
     }
     secret = jwt.encode(
         claims,

@@ -113,9 +113,10 @@ def test_puts_an_unknown_member_once_and_then_gives_up() -> None:
     settings = SETTINGS | {"update_member": False}
     given = event(properties=EMAIL)
     first = classified(provider, settings, 404, {"title": "Resource Not Found"}, given)
-    assert first == Retry("unknown_member", "Resource Not Found", timedelta(0), note="put_member")
-    plan = planned(provider, settings, given, notes={given.id: "put_member"})
+    assert first == Retry("unknown_member", "Resource Not Found", timedelta(0), note="put_member_2")
+    plan = planned(provider, settings, given, notes={given.id: "put_member_2"})
     assert [request.method for request in plan.requests] == ["PUT", "POST"]
+    assert [request.step for request in plan.requests] == [2, 2]
     read = read_settings(provider.title, provider.settings, settings)
     assert isinstance(provider.classify(plan.requests[1], Response(404), read), Rejected)
 

@@ -149,12 +149,12 @@ def test_goes_by_onesignal_id_where_told() -> None:
         (
             TAGS,
             {"identity_id": None},
-            "no OneSignal external id (call identify in the app)",
+            "no OneSignal external id (call identify in the app, or set _q_custom_user_id)",
         ),
         (
             EVENTS,
             {"identity_id": "Not Set"},
-            "no OneSignal external id (call identify in the app)",
+            "no OneSignal external id (call identify in the app, or set _q_custom_user_id)",
         ),
         (
             TAGS | {"alias_label": "onesignal_id"},

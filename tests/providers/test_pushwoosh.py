@@ -190,7 +190,7 @@ def said(code: Any, message: str = "") -> dict[str, Any]:
         (400, said("N/A", "Bad JSON"), Rejected("bad_request", "Bad JSON")),
         (401, "", Misconfigured("unauthorized")),
         (403, said(403, "no"), Misconfigured("forbidden", "no")),
-        (404, "", Misconfigured("not_found")),
+        (404, "", Misconfigured("not_found", "wrong address: check api_host")),
         (429, "", Retry("throttled", "", timedelta(seconds=30), throttled=True)),
         (500, said(500, "Internal"), Retry("server_error", "Internal")),
         (502, "", Retry("bad_gateway")),
