@@ -6,6 +6,7 @@ Dedup:  `insert_id`, for 7 days, so a retry counts no event twice.
 Errors: a 400 takes nothing, and names bad events by position; the others are sent again.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
@@ -13,9 +14,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from providers.kit import (
+    KB,
     MB,
     MONEY_OUT,
+    Check,
     Context,
+    Delivered,
     Event,
     Json,
     Limits,
@@ -35,16 +39,19 @@ from providers.kit import (
     Verdict,
     advertising_id,
     amount_of,
+    android_id,
     at,
     by_status,
+    dump,
     in_batches,
     known,
     name_of,
-    property_of,
+    one_line,
     public_ip,
     reason_of,
     revenue_of,
     text_at,
+    usable,
     user_id,
     vendor_id,
 )
@@ -59,6 +66,7 @@ REVENUE_TYPES = {
 }
 HTTP_V2 = Limits(events=100, bytes=900_000, linger=timedelta(seconds=0.2))
 BATCH = Limits(events=2_000, bytes=19 * MB, linger=timedelta(seconds=1))
+THROTTLE = timedelta(seconds=30)
 DAY = timedelta(hours=24)
 
 
@@ -78,41 +86,45 @@ class AmplitudeSettings(Settings):
         None, description="Property with Amplitude's device id"
     )
 
+    name_pattern = re.compile(r"(?s)(?!\[Amplitude\]|\$identify$|\$groupidentify$).{1,1024}")
+    name_rule = "at most 1024 characters, and not a name of Amplitude's own"
+
 
 def encode(events: Sequence[Event], settings: AmplitudeSettings, context: Context) -> Plan:
     """Return batches of events, sandbox apart from production."""
-    path = "batch" if settings.use_batch_endpoint else "2/httpapi"
-    url = f"https://{HOSTS[settings.region]}/{path}"
-
-    def request(items: bytes, sandbox: bool) -> Request:
-        key = (settings.sandbox_api_key if sandbox else None) or settings.api_key
-        head = b'{"api_key":"%b","events":' % key.get_secret_value().encode()
-        tail = b',"options":{"min_id_length":%d}}' % settings.min_id_length
-        return Request.json(url, head + items + tail, headers={"Accept": "*/*"})
-
     return in_batches(
         events,
         limits_of(settings),
         lambda event: _event(event, settings),
-        request,
+        lambda items, sandbox: _upload(items, settings, sandbox=sandbox),
         group=lambda event: event.sandbox and settings.sandbox_api_key is not None,
+        overhead=5 * KB,
     )
 
 
+def _upload(items: bytes, settings: AmplitudeSettings, *, sandbox: bool) -> Request:
+    path = "batch" if settings.use_batch_endpoint else "2/httpapi"
+    key = (settings.sandbox_api_key if sandbox else None) or settings.api_key
+    head = b'{"api_key":%b,"events":' % dump(key.get_secret_value())
+    tail = b',"options":{"min_id_length":%d}}' % settings.min_id_length
+    url = f"https://{HOSTS[settings.region]}/{path}"
+    return Request.json(url, head + items + tail, headers={"Accept": "*/*"})
+
+
 def _event(event: Event, settings: AmplitudeSettings) -> Mapping[str, Json] | Skipped:
-    user = user_id(event, settings.user_property_for_user_id, refused=REFUSED)
-    device = property_of(event, settings.user_property_for_device_id)
-    if len(user) < settings.min_id_length and not device:
-        if user:
-            length = settings.min_id_length
-            return Skipped("no_identity", f"user id shorter than {length} characters")
+    own, shortest = settings.user_property_for_user_id, settings.min_id_length
+    user = user_id(event, own, refused=REFUSED, shortest=shortest)
+    device = _device_id(event, settings)
+    if not user and not device:
+        if user_id(event, own, refused=REFUSED):
+            return Skipped("no_identity", f"user id shorter than {shortest} characters")
         return Skipped(
             "no_identity", "no Amplitude user_id or device_id (call identify in the app)"
         )
     money = _money(event, settings)
     ios = event.platform == "iOS"
     return known(
-        user_id=user if len(user) >= settings.min_id_length else "",
+        user_id=user,
         device_id=device,
         event_type=name_of(event, settings, {}),
         time=event.time * 1000,  # epoch, ms
@@ -128,10 +140,17 @@ def _event(event: Event, settings: AmplitudeSettings) -> Mapping[str, Json] | Sk
         idfa=advertising_id(event) if ios else "",
         idfv=vendor_id(event),
         adid=advertising_id(event) if event.platform == "Android" else "",
+        android_id=android_id(event),
         ip=public_ip(event),
         library="onward/1.0",
         event_properties=_properties(event, settings),
     ) | {"session_id": -1}  # outside any session
+
+
+def _device_id(event: Event, settings: AmplitudeSettings) -> str:
+    key = settings.user_property_for_device_id
+    device = usable(event.properties.get(key, ""), REFUSED) if key else ""
+    return device if len(device) >= settings.min_id_length else ""
 
 
 def _money(event: Event, settings: AmplitudeSettings) -> dict[str, Any]:
@@ -150,11 +169,11 @@ def _money(event: Event, settings: AmplitudeSettings) -> dict[str, Any]:
 
 def _properties(event: Event, settings: AmplitudeSettings) -> dict[str, Json]:
     money = revenue_of(event, settings)
-    local = (
-        known(revenue_local=money.value, currency_local=money.currency, revenue_usd=money.value_usd)
-        if money
-        else {}
-    )
+    amounts: dict[str, Json] = {}
+    if money is not None:
+        amounts = {"revenue_local": money.value, "currency_local": money.currency}
+        amounts |= {"revenue_usd": money.value_usd}
+        amounts |= {"currency": amount_of(money, settings.revenue_basis)[1]}
     return known(
         product_id=event.product_id,
         old_product_id=event.old_product_id,
@@ -163,7 +182,7 @@ def _properties(event: Event, settings: AmplitudeSettings) -> dict[str, Json]:
         transaction_id=event.transaction.transaction_id,
         original_transaction_id=event.transaction.original_transaction_id,
         source_event_id=event.stable_id,
-        **local,
+        **amounts,
     )
 
 
@@ -171,20 +190,26 @@ def classify(request: Request, response: Response, settings: AmplitudeSettings) 
     """Return what the answer means; the body's own `code` decides over the status."""
     body = response.json
     code = at(body, "code")
-    status = code if isinstance(code, int) and not isinstance(code, bool) else response.status
-    error = text_at(body, "error")
-    if status == 400:
-        return _bad_request(body, error or response.text)
-    if status == 429:
-        return _throttled(body, request, error or "Too many requests", response.retry_after)
-    if status == 403 or (body is None and status // 100 != 2 and status != 413):
-        return Retry(reason_of(status), response.text, response.retry_after)
-    if status in (200, 413, 401):
-        return by_status(Response(status), error)
-    return Retry(reason_of(status), error or response.text, response.retry_after)
+    status = code if type(code) is int else response.status
+    error = text_at(body, "error") or response.text
+    match status:
+        case 400 if isinstance(body, dict):
+            return _bad_request(body, request, error)
+        case 413:
+            return Split("too_large", error)
+        case 429:
+            return _throttled(body, request, error, response.retry_after or THROTTLE)
+        case 401 if isinstance(body, dict):
+            return Misconfigured("unauthorized", error)
+        case _ if status // 100 == 2:
+            return Delivered() if isinstance(body, dict) else Retry("bad_answer", error)
+        case _ if status // 100 == 3:
+            return by_status(response)
+        case _:
+            return Retry(reason_of(status), error, response.retry_after)
 
 
-def _bad_request(body: Json, error: str) -> Verdict:
+def _bad_request(body: Json, request: Request, error: str) -> Verdict:
     missing = text_at(body, "missing_field")
     if error.startswith("Invalid API key") or missing == "api_key":
         return Misconfigured("unauthorized", error)
@@ -197,9 +222,10 @@ def _bad_request(body: Json, error: str) -> Verdict:
     ):
         fields = at(body, member)
         for field, positions in fields.items() if isinstance(fields, dict) else ():
-            for position in _positions(positions):
-                bad[position] = Rejected("invalid_event", f"{error}: {field}")
-    for position in _positions(at(body, "silenced_events")):
+            for position in _positions(positions, request):
+                words = one_line(f"{error}: {field}")
+                bad.setdefault(position, Rejected("invalid_event", words))
+    for position in _positions(at(body, "silenced_events"), request):
         bad.setdefault(position, Rejected("silenced", f"{error}: silenced event"))
     if bad:
         return Partial(bad, Retry("batch_refused", error, after=timedelta(0)))
@@ -208,18 +234,48 @@ def _bad_request(body: Json, error: str) -> Verdict:
     return Split("bad_request", error)
 
 
-def _throttled(body: Json, request: Request, error: str, after: timedelta | None) -> Verdict:
-    slow = _positions(at(body, "throttled_events"))
-    if not slow:
-        return Retry("throttled", error, after or timedelta(seconds=30), throttled=True)
-    quota = at(body, "exceeded_daily_quota_users") or at(body, "exceeded_daily_quota_devices")
-    wait = DAY if quota else after or timedelta(seconds=30)
-    named = {position: Retry("throttled", error, wait, throttled=True) for position in slow}
+def _throttled(body: Json, request: Request, error: str, wait: timedelta) -> Verdict:
+    """Return who has to wait: those named, a day where a daily quota is used up; else all."""
+    named: dict[int, Outcome] = {
+        position: Retry("throttled", error, wait, throttled=True)
+        for position in _positions(at(body, "throttled_events"), request)
+    }
+    for position in _over_quota(body, request):
+        named[position] = Retry("throttled", error, DAY, throttled=True)
+    if not named:
+        return Retry("throttled", error, wait, throttled=True)
     return Partial(named, Retry("batch_refused", error, after=timedelta(0)))
 
 
-def _positions(value: Json) -> list[int]:
-    return [p for p in value if type(p) is int and p >= 0] if isinstance(value, list) else []
+def _over_quota(body: Json, request: Request) -> list[int]:
+    users, devices = (at(body, f"exceeded_daily_quota_{who}") for who in ("users", "devices"))
+    if not users and not devices:
+        return []
+    events = Response(200, {}, request.body).json["events"]
+    return [
+        position
+        for position, event in enumerate(events)
+        if at(users, event.get("user_id", "")) is not None
+        or at(devices, event.get("device_id", "")) is not None
+    ]
+
+
+def _positions(value: Json, request: Request) -> list[int]:
+    positions = value if isinstance(value, list) else ()
+    return [p for p in positions if type(p) is int and 0 <= p < len(request.events)]
+
+
+def _check(settings: AmplitudeSettings, context: Context) -> Request:
+    return _upload(b"[]", settings, sandbox=False)
+
+
+def _checked(response: Response) -> Outcome:
+    """Return whether the key was taken: a good one is told that there are no events."""
+    body = response.json
+    error = text_at(body, "error") or response.text
+    if error.startswith("Invalid API key") or text_at(body, "missing_field") == "api_key":
+        return Misconfigured("unauthorized", error)
+    return Delivered() if response.status == 400 and body else by_status(response, error)
 
 
 def limits_of(settings: AmplitudeSettings) -> Limits:
@@ -238,5 +294,10 @@ provider = Provider(
     limits=HTTP_V2,
     limits_of=limits_of,
     identifiers=("a user id of at least 5 characters, or an Amplitude device id",),
-    notes=("If the app logs revenue with Amplitude's SDK too, it is counted twice.",),
+    notes=(
+        "If the app logs revenue with Amplitude's SDK too, it is counted twice.",
+        "The platform's own user id helps only if the app gives it to Amplitude's SDK as well.",
+        "US and EU projects are not interchangeable: the region must be the project's.",
+    ),
+    check=Check(_check, _checked),
 )

@@ -6,6 +6,10 @@ from worker.sandbox.upstream import Call, Reply, Upstream
 
 KEY = "0123456789abcdef0123456789abcdef"
 MIN_ID_LENGTH = 5
+NOBODY = {
+    *("anonymous", "nil", "none", "null", "n/a", "na", "undefined", "unknown", "{}", "lmy47d"),
+    *("0", "-1", "00000000-0000-0000-0000-000000000000"),
+}
 
 
 def _error(status: int, error: str, **more: Any) -> Reply:
@@ -26,7 +30,9 @@ def answer(call: Call) -> Reply:
         return _error(400, "Request missing required field", missing_field="events")
     if len(events) > 2000 or len(call.body) > (20 if call.path == "/batch" else 1) * 2**20:
         return _error(413, "Payload too large")
-    shortest = (body.get("options") or {}).get("min_id_length", MIN_ID_LENGTH)
+    options = body.get("options")
+    given = options.get("min_id_length") if isinstance(options, dict) else None
+    shortest = given if isinstance(given, int) else MIN_ID_LENGTH
     invalid, missing, short = _faults(events, shortest)
     if invalid or missing or short:
         return _error(
@@ -50,16 +56,23 @@ def _faults(events: list[Any], shortest: int) -> tuple[dict[str, list[int]], ...
     invalid: dict[str, list[int]] = {}
     missing: dict[str, list[int]] = {}
     short: dict[str, list[int]] = {}
-    for position, event in enumerate(events):
-        if not isinstance(event.get("event_type"), str) or not event["event_type"]:
+    for position, found in enumerate(events):
+        event = found if isinstance(found, dict) else {}
+        name, time = event.get("event_type"), event.get("time")
+        if not isinstance(name, str) or not name:
             missing.setdefault("event_type", []).append(position)
-        if not isinstance(event.get("time"), int) or event["time"] < 10**12:
+        elif name.startswith("[Amplitude]"):
+            invalid.setdefault("event_type", []).append(position)
+        if isinstance(time, bool) or not isinstance(time, int) or time < 10**12:
             invalid.setdefault("time", []).append(position)
-        ids = [event.get("user_id"), event.get("device_id")]
-        if not any(ids):
+        if not event.get("user_id") and not event.get("device_id"):
             missing.setdefault("user_id", []).append(position)
-        elif any(isinstance(i, str) and len(i) < shortest for i in ids):
-            short.setdefault("user_id", []).append(position)
+        for key in ("user_id", "device_id"):
+            value = event.get(key, "x" * shortest)
+            if not isinstance(value, str) or value.lower() in NOBODY:
+                invalid.setdefault(key, []).append(position)
+            elif len(value) < shortest:
+                short.setdefault(key, []).append(position)
     return invalid, missing, short
 
 
