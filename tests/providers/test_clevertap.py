@@ -94,7 +94,7 @@ def test_sends_renewal_refund_and_trial_in_one_request() -> None:
 def test_members(
     settings: dict[str, Any], change: dict[str, Any], path: str, expected: Any
 ) -> None:
-    (found,) = sent(settings, event(**change))
+    found: Any = sent(settings, event(**change))[0]
     for step in path.split("."):
         found = found.get(step)
     assert found == expected
