@@ -116,7 +116,7 @@ REJECTED = {
 class AmazonS3Settings(ObjectSettings):
     """A bucket, and a key or role that may put objects into it."""
 
-    bucket: Bucket = Field(description="Bucket; with dots in its name prefer the path style")
+    bucket: Bucket = Field(description="Bucket; better without dots in its name")
     region: Region | None = Field(
         None, description="AWS region; for other vendors usually us-east-1 or auto"
     )
@@ -146,7 +146,7 @@ class AmazonS3Settings(ObjectSettings):
     )
     endpoint_url: WebUrl | None = Field(None, description="S3-compatible server; absent: AWS")
     addressing_style: Literal["virtual", "path"] | None = Field(
-        None, description="Bucket in host or path; default: virtual on AWS, else path"
+        None, description="Bucket in host or path; default: path on other servers and with dots"
     )
 
     @model_validator(mode="after")
@@ -219,8 +219,9 @@ def _put(
 
 def _base(settings: AmazonS3Settings) -> str:
     endpoint = (settings.endpoint_url or f"https://s3.{_domain(settings)}").rstrip("/")
-    style = settings.addressing_style or ("path" if settings.endpoint_url else "virtual")
-    if style == "path":
+    dotted = "." in settings.bucket  # no certificate covers it as a host
+    default = "path" if settings.endpoint_url or dotted else "virtual"
+    if (settings.addressing_style or default) == "path":
         return f"{endpoint}/{settings.bucket}"
     parts = urlsplit(endpoint)
     return f"{parts.scheme}://{settings.bucket}.{parts.netloc}{parts.path}"

@@ -220,6 +220,7 @@ def test_batches_keep_to_the_customers_limits() -> None:
             {"endpoint_url": "https://minio.acme.example", "addressing_style": "virtual"},
             "https://acme-events.minio.acme.example/events/",
         ),
+        ({"bucket": "acme.events"}, "https://s3.eu-west-1.amazonaws.com/acme.events/events/"),
         ({"prefix": "a b/ü"}, "https://acme-events.s3.eu-west-1.amazonaws.com/a%20b/%C3%BC/prj"),
         ({"prefix": None}, "https://acme-events.s3.eu-west-1.amazonaws.com/prj_acme/"),
     ],

@@ -107,7 +107,7 @@ upstream = Upstream(
     slug="google_cloud_storage",
     hosts=("storage.googleapis.com", "oauth2.googleapis.com"),
     answer=answer,
-    settings={"bucket": BUCKET, "service_account_json": _key_file()},
+    settings={"bucket": BUCKET, "service_account_json": _key_file(), "batch_max_seconds": 1},
     secret="bucket",  # noqa: S106  the setting that "wrong" breaks: a key must look like a key
     refusal=_error(
         403,
