@@ -32,6 +32,7 @@ check: install  ## formatter, linter, strict types, import rules, lock up to dat
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@.venv/bin/onward providers docs --check
 	@cp requirements.lock .venv/requirements.lock && $(LOCK) -o .venv/requirements.lock && diff -u requirements.lock .venv/requirements.lock
 
 fmt: install  ## format, and mend what the linter can

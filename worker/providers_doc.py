@@ -160,7 +160,7 @@ def _size(size: int) -> str:
 def page(provider: Provider[Any]) -> str:
     """Return the page of a provider, in Markdown."""
     told = facts(provider.slug)
-    source = f"[upstream's documentation]({told['source']})"
+    source = f"[upstream's documentation](<{told['source'].split()[0]}>)"
     stores = ", ".join(provider.stores)
     parts = [
         f"# {provider.title}",

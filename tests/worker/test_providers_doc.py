@@ -78,7 +78,7 @@ def test_names_every_event_of_the_catalogue() -> None:
 def test_the_page_and_the_description_hold_all_of_it() -> None:
     text = page(PROVIDER)
     assert text.startswith(
-        "# Acme\n\n`amplitude` · Server · iOS · [upstream's documentation](https"
+        "# Acme\n\n`amplitude` · Server · iOS · [upstream's documentation](<https"
     )
     assert "| `api_key` (required) | text, secret |  | Key of the account |" in text
     assert "| `region` | `us`, `eu` | `us` | Where \\| the account lives |" in text
