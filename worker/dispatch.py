@@ -40,6 +40,7 @@ from worker.transport import Transport
 log = logging.getLogger(__name__)
 
 FAIR_SHARE = 16  # requests in flight a pipeline may always have, while others wait
+DAY_MS = 86_400_000  # an attribution that has not come by then does not come
 PIPE_SECONDS = PIPE_DAYS * 86_400
 
 
@@ -339,7 +340,10 @@ class Dispatcher:
         resolving = {
             d.event.user_key
             for d in batch
-            if resolves and d.event.user_key not in known and now - d.accepted < 86_400_000
+            if resolves
+            and d.event.user_key not in known
+            and "_q_asa_token" in d.event.properties
+            and now - d.accepted < DAY_MS
         }
         return {"attributions": known, "resolving": frozenset(resolving)}
 

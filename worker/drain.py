@@ -37,6 +37,7 @@ BLOCK_MS = 250
 FLUSH_SECONDS = 0.01
 FLUSH_OUTCOMES = 50
 RENEW_SECONDS = 2.0
+BALANCE_SECONDS = 0.5
 LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
 GRACE_SECONDS = 5.0
 EXPIRE_SECONDS = 10.0
@@ -63,19 +64,21 @@ class Drain:
         self.stopping = stopping
         self.token = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self.shards: dict[int, Shard] = {}
+        self.owners: list[str] = []
         self.renewed = time.monotonic()
         self.progressed = self.beat = time.monotonic()  # for the watchdog
         self.leaving = False
-        self._room = asyncio.Event()
+        self._openings: set[asyncio.Task[None]] = set()
         self._flushes: dict[int, asyncio.Lock] = {}
         self._directory_seen = 0.0
 
     async def run(self, until: float) -> None:
         """Drain until it is time; release everything at the end."""
-        await self._maintain()
+        await self._renew()
         jobs = [
             asyncio.create_task(self._every(FLUSH_SECONDS, self._flush_all), name="flush"),
-            asyncio.create_task(self._every(RENEW_SECONDS, self._maintain), name="maintain"),
+            asyncio.create_task(self._every(RENEW_SECONDS, self._renew), name="renew"),
+            asyncio.create_task(self._every(BALANCE_SECONDS, self._balance), name="balance"),
             asyncio.create_task(self._every(0.02, self._fire), name="timers"),
             asyncio.create_task(self._every(EXPIRE_SECONDS, self.dispatcher.expire), name="expire"),
         ]
@@ -109,26 +112,31 @@ class Drain:
 
     # --- leases -----------------------------------------------------------------------------
 
-    async def _maintain(self) -> None:
-        """Renew leases, take free shards up to our share, give surplus ones back."""
+    async def _renew(self) -> None:
+        """Keep our leases, and take the store's time."""
         held = list(self.shards.values())
         kept = await self.state.renew([shard.keys for shard in held], self.token) if held else []
         for shard, ours in zip(held, kept, strict=True):
             if not ours:
                 self._lost(shard)
-        now_ms, owners = await self.state.owners(self.token, 0 if self.leaving else LEASE_MS)
+        now_ms, self.owners = await self.state.owners(self.token, 0 if self.leaving else LEASE_MS)
         self.clock.set(now_ms)
         self.renewed = time.monotonic()
         metrics.LEASES.set(len(self.shards))
+
+    async def _balance(self) -> None:
+        """Take free shards up to our share, give surplus ones back."""
         if self.leaving:
             return
-        share = math.ceil(self.settings.shards / max(len(owners), 1))
+        share = math.ceil(self.settings.shards / max(len(self.owners), 1))
         for number in self._candidates():
             if len(self.shards) >= share:
                 break
             keys = Keys(number)
             if await self.state.take(keys, self.token):
-                await self._open(keys)
+                shard = self.shards[number] = Shard(keys, opening=True)
+                self._openings.add(opening := asyncio.create_task(self._open(shard)))
+                opening.add_done_callback(self._openings.discard)
         for shard in list(self.shards.values())[share:]:
             shard.leaving = True
         for shard in [s for s in self.shards.values() if s.leaving]:
@@ -147,10 +155,24 @@ class Drain:
         self.shards.pop(shard.keys.shard, None)
         self.dispatcher.forget(shard)
 
-    async def _open(self, keys: Keys) -> None:
+    async def _open(self, shard: Shard) -> None:
         """Take over a shard: its lanes, what its last owner left unfinished, then new entries."""
-        shard = Shard(keys)
-        redis = self.state.redis
+        try:
+            await self._load(shard)
+            await self._reclaim(shard)
+        except Exception:
+            log.exception("Shard %d could not be taken over; giving it back", shard.keys.shard)
+            self._lost(shard)
+            await self.state.release(shard.keys, self.token)
+            return
+        shard.opening = False
+        for pipeline in list(self.dispatcher.pipelines.values()):
+            if pipeline.shard is shard:
+                self.dispatcher.pump(pipeline)
+
+    async def _load(self, shard: Shard) -> None:
+        """Read what is kept of a shard's unfinished entries and lanes."""
+        keys, redis = shard.keys, self.state.redis
         shard.progress = read_progress(await redis.hgetall(keys.progress))
         for raw in {*await redis.zrange(keys.due, 0, -1), *await redis.hkeys(keys.wanted)}:
             integration = self.directory.get(raw.decode())
@@ -159,11 +181,8 @@ class Drain:
                 continue
             pipeline = self.dispatcher.pipeline_of(shard, integration)
             await lane.load(redis, pipeline)
-        self.shards[keys.shard] = shard
-        await self._reclaim(shard)
-        for pipeline in list(self.dispatcher.pipelines.values()):
-            if pipeline.shard is shard:
-                self.dispatcher.pump(pipeline)
+        if keys.shard == 0:
+            await self.state.ensure_group(UNSHARDED)
 
     async def _orphan(self, shard: Shard, integration_id: str) -> None:
         """A lane without an integration: if it was deleted, what waits there has expired."""
@@ -238,13 +257,13 @@ class Drain:
         if not await self._may_read():
             await asyncio.sleep(0.02)
             return
-        names = {
-            shard.keys.intake.encode(): shard for shard in self.shards.values() if not shard.leaving
-        }
+        names = {shard.keys.intake.encode(): shard for shard in self.shards.values() if shard.reads}
         streams: dict[Any, Any] = dict.fromkeys(names, ">")
-        reads_unsharded = 0 in self.shards
-        if reads_unsharded:
+        if 0 in self.shards and self.shards[0].reads:
             streams[UNSHARDED] = ">"
+        if not streams:
+            await asyncio.sleep(0.02)
+            return
         try:
             reply = await self.state.redis.xreadgroup(
                 GROUP, self.token, streams, count=READ, block=BLOCK_MS

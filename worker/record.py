@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from worker import metrics
 from worker.journal import PAGE, Page, unpack
 from worker.registry import all_providers
-from worker.state import Keys
+from worker.state import RECORDING, RECORDING_MS, Keys
 from worker.store import integrations
 from worker.store.database import reading
 from worker.store.deliveries import last_recorded, record_rows
@@ -38,6 +38,7 @@ def record(redis: Any, engine: Engine, shards: int) -> int:
         keys = Keys(number)
         while rows := _record_some(redis, engine, keys):
             written += rows
+            redis.pexpire(RECORDING, RECORDING_MS)
         _suspend_wanted(redis, engine, keys)
     return written
 

@@ -50,8 +50,14 @@ class Shard:
     progress: dict[bytes, tuple[list[str], list[str]]] = field(default_factory=dict)
     unwritten: "Written | None" = None  # built, and not yet confirmed
     commits: int = 0
+    opening: bool = False  # what its last owner left comes first
     leaving: bool = False
     lost: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether new entries are read."""
+        return not (self.opening or self.leaving or self.lost)
 
     @property
     def dirty(self) -> bool:

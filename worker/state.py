@@ -17,6 +17,7 @@ UNSHARDED = "onward:intake"
 OWNERS = "onward:owners"
 TICK = "onward:tick"
 RECORDING = "onward:recording"
+RECORDING_MS = 10_000  # a recorder that was killed keeps others out for so long
 LEASE_MS = 10_000
 PIPE_DAYS = 7
 

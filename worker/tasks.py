@@ -11,7 +11,7 @@ from worker.app import celery
 from worker.drain import Drain
 from worker.record import record as record_journal
 from worker.settings import SLICE_SECONDS
-from worker.state import RECORDING, State
+from worker.state import RECORDING, RECORDING_MS, State
 from worker.transport import make_transport
 from worker.watchdog import watching
 
@@ -57,7 +57,7 @@ def record() -> None:
     """Move the journals to the database; of several at once, one does it."""
     redis = app.redis()
     mine = f"{os.getpid()}:{time.monotonic_ns()}"
-    if not redis.set(RECORDING, mine, nx=True, px=60_000):
+    if not redis.set(RECORDING, mine, nx=True, px=RECORDING_MS):
         return
     try:
         record_journal(redis, app.engine(), app.settings().shards)
