@@ -50,6 +50,7 @@ from providers.kit import (
     public_ip,
     reason_of,
     revenue_of,
+    store_of,
     text_at,
     usable,
     user_id,
@@ -57,7 +58,6 @@ from providers.kit import (
 )
 
 HOSTS = {"us": "api2.amplitude.com", "eu": "api.eu.amplitude.com"}
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 REFUSED = frozenset({"na", "{}", "lmy47d", "0", "-1"})  # ids that Amplitude takes for nobody
 REVENUE_TYPES = {
     "subscription_renewed": "renewal",
@@ -177,7 +177,7 @@ def _properties(event: Event, settings: AmplitudeSettings) -> dict[str, Json]:
     return known(
         product_id=event.product_id,
         old_product_id=event.old_product_id,
-        store=STORES[event.platform],
+        store=store_of(event),
         environment=event.environment,
         transaction_id=event.transaction.transaction_id,
         original_transaction_id=event.transaction.original_transaction_id,

@@ -46,12 +46,12 @@ from providers.kit import (
     property_of,
     public_ip,
     revenue_of,
+    store_of,
     text_at,
     user_id,
     vendor_id,
 )
 
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 REVENUE_EVENTS = MONEY_OUT | {
     "trial_converted",
     "subscription_started",
@@ -204,7 +204,7 @@ def _json(event: Event, settings: AppMetricaSettings) -> str:
         old_product_id=clipped(event.old_product_id, TEXT),
         **amounts,
         environment=event.environment,
-        store=STORES[event.platform],
+        store=store_of(event),
         transaction_id=clipped(event.transaction.transaction_id, TEXT),
         original_transaction_id=clipped(event.transaction.original_transaction_id, TEXT),
     )

@@ -53,6 +53,7 @@ from providers.kit import (
     property_of,
     revenue_of,
     seconds,
+    store_of,
     text_at,
     user_id,
 )
@@ -67,7 +68,6 @@ REST = {
     "ID-01": "https://rest.id-01.braze.com",
     "JP-01": "https://rest.jp-01.braze.com",
 }
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 PER_ARRAY = 75
 COMBINED, COMBINED_MAU = 3 * PER_ARRAY, 50
 TEXT = 255  # characters of a name or a property
@@ -276,7 +276,7 @@ def _properties(event: Event, settings: BrazeSettings) -> dict[str, Json]:
     return known(
         **amounts,
         **{key: text[:TEXT] for key, text in texts.items()},
-        store=STORES[event.platform],
+        store=store_of(event),
         environment=event.environment,
         event_id=event.stable_id,
     )

@@ -7,8 +7,7 @@ Errors: a 200 may be partial or a failure; refused records come back whole, with
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Literal
@@ -37,24 +36,24 @@ from providers.kit import (
     Settings,
     Skipped,
     Split,
-    Unsent,
     Verdict,
     amount_of,
     at,
     by_status,
     clipped,
     dump,
+    in_batches,
     known,
     matching,
     name_of,
-    packed,
+    one_line,
     property_of,
     revenue_of,
+    store_of,
     text_at,
     user_id,
 )
 
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 SYSTEM = (
     "App (Launched|Installed|Uninstalled)|Notification (Sent|Viewed|Clicked)|UTM Visited|"
     "Session Concluded"
@@ -100,28 +99,22 @@ class ClevertapSettings(Settings):
 
 def encode(events: Sequence[Event], settings: ClevertapSettings, context: Context) -> Plan:
     """Return batches of records, sandbox apart from production."""
-    unsent: dict[int, Unsent] = {}
-    members: dict[bool, list[tuple[int, bytes]]] = defaultdict(list)
-    for position, event in enumerate(events):
-        records = _records(event, settings)
-        if isinstance(records, Skipped):
-            unsent[position] = records
-            continue
-        item = b",".join(dump(record) for record in records)
-        members[event.sandbox and settings.sandbox_account_id is not None].append((position, item))
-    requests = []
-    for sandbox, items in members.items():
-        for batch in packed(items, limits_of(settings).events, LIMITS.bytes - 512):
-            positions = tuple(position for position, _ in batch)
-            refs = {events[position].stable_id: index for index, position in enumerate(positions)}
-            body = b'{"d":[' + b",".join(item for _, item in batch) + b"]}"
-            requests.append(_upload(body, settings, sandbox=sandbox, events=positions, refs=refs))
-    return Plan(tuple(requests), unsent)
+    plan = in_batches(
+        events,
+        limits_of(settings),
+        lambda event: _records(event, settings),
+        lambda items, sandbox: _upload(b'{"d":' + items + b"}", settings, sandbox=sandbox),
+        group=lambda event: event.sandbox and settings.sandbox_account_id is not None,
+    )
+    return replace(plan, requests=tuple(_named(request, events) for request in plan.requests))
 
 
-def _upload(
-    body: bytes, settings: ClevertapSettings, *, sandbox: bool, query: str = "", **more: Json
-) -> Request:
+def _named(request: Request, events: Sequence[Event]) -> Request:
+    ids = (events[position].stable_id for position in request.events)
+    return replace(request, refs={name: index for index, name in enumerate(ids)})
+
+
+def _upload(body: bytes, settings: ClevertapSettings, *, sandbox: bool, query: str = "") -> Request:
     account, passcode = settings.account_id, settings.passcode
     if sandbox and settings.sandbox_account_id and settings.sandbox_passcode:
         account, passcode = settings.sandbox_account_id, settings.sandbox_passcode
@@ -133,11 +126,10 @@ def _upload(
             "X-CleverTap-Passcode": passcode.get_secret_value(),
         },
         content_type="application/json; charset=utf-8",
-        **more,
     )
 
 
-def _records(event: Event, settings: ClevertapSettings) -> list[dict[str, Json]] | Skipped:
+def _records(event: Event, settings: ClevertapSettings) -> tuple[Mapping[str, Json], ...] | Skipped:
     """Return the event's record and, if wanted, that of the charge."""
     key = settings.user_property_for_object_id
     by_object = settings.identify_by == "objectId"
@@ -150,11 +142,9 @@ def _records(event: Event, settings: ClevertapSettings) -> list[dict[str, Json]]
         head = {"type": "event", settings.identify_by: who}
         return {**head, "evtName": name, "ts": event.time, "evtData": data}
 
-    records = [record(name_of(event, settings, {}), _data(event, settings))]
+    own = record(name_of(event, settings, {}), _data(event, settings))
     charge = _charge(event, settings) if settings.send_charged else {}
-    if charge:
-        records.append(record("Charged", charge))
-    return records
+    return (own, record("Charged", charge)) if charge else (own,)
 
 
 def _data(event: Event, settings: ClevertapSettings) -> dict[str, Json]:
@@ -167,7 +157,7 @@ def _data(event: Event, settings: ClevertapSettings) -> dict[str, Json]:
         **amounts,
         product_id=clipped(event.product_id, TEXT),
         old_product_id=clipped(event.old_product_id, TEXT),
-        store=STORES[event.platform],
+        store=store_of(event),
         environment=event.environment,
         transaction_id=clipped(event.transaction.transaction_id, TEXT),
         original_transaction_id=clipped(event.transaction.original_transaction_id, TEXT),
@@ -225,19 +215,32 @@ def _refused(request: Request, unprocessed: Json) -> tuple[dict[int, Outcome], s
     """Return the refused events by index, and the words about a record that is none of ours."""
     named: dict[int, Outcome] = {}
     unknown = ""
-    for entry in unprocessed if isinstance(unprocessed, list) else ():
-        _code, words = (
-            at(entry, "code"),
-            f"{text_at(entry, 'error')} (code {text_at(entry, 'code')})",
-        )
-        index = request.refs.get(text_at(entry, "record", "evtData", "event_id"))
-        if index is None and len(request.events) > 1:
+    entries = unprocessed if isinstance(unprocessed, list) else []
+    sent = Response(200, {}, request.body).json["d"] if entries else []
+    for entry in entries:
+        words = one_line(f"{text_at(entry, 'error')} (code {text_at(entry, 'code')})")
+        index = _index(request, at(entry, "record"), sent)
+        if index is None:
             unknown = words
             continue
         again = at(entry, "code") == SERVER_ERROR
         outcome = Retry("server_error", words) if again else Rejected("invalid_event", words)
-        named.setdefault(index or 0, outcome)
+        named.setdefault(index, outcome)
     return named, unknown
+
+
+def _index(request: Request, record: Json, sent: Sequence[Json]) -> int | None:
+    """Return whose record it is: by the event's id, else by all that it has in common with one."""
+    event_id = text_at(record, "evtData", "event_id")
+    if event_id in request.refs or len(request.events) == 1:
+        return request.refs.get(event_id, 0)
+    keys = ("identity", "objectId", "evtName", "ts")
+    alike = {
+        request.refs[text_at(own, "evtData", "event_id")]
+        for own in sent
+        if all(at(record, key) == at(own, key) for key in keys)
+    }
+    return alike.pop() if len(alike) == 1 else None
 
 
 def _check(settings: ClevertapSettings, context: Context) -> Request:

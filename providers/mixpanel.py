@@ -30,10 +30,12 @@ from providers.kit import (
     Rejected,
     Request,
     Response,
+    Retry,
     Secret,
     Settings,
     Skipped,
     Split,
+    Unsent,
     Verdict,
     advertising_id,
     amount_of,
@@ -47,15 +49,16 @@ from providers.kit import (
     name_of,
     public_ip,
     revenue_of,
+    store_of,
     text_at,
     user_id,
 )
 
 HOSTS = {"us": "api.mixpanel.com", "eu": "api-eu.mixpanel.com", "in": "api-in.mixpanel.com"}
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 REFUSED = frozenset({"anon", "na", "<nil>", "0", "-1", "true", "false", "[]", "{}"})  # nobody's ids
 DEVICE = "$device:"  # before the distinct id of a user who is not known yet
 TEXT = 255  # bytes of a property
+AHEAD = 3600  # seconds that an event may be ahead of Mixpanel's clock
 LIMITS = Limits(events=500, bytes=2 * MB, linger=timedelta(seconds=0.5))
 
 AccountName = Annotated[
@@ -108,10 +111,11 @@ class MixpanelSettings(Settings):
 
 def encode(events: Sequence[Event], settings: MixpanelSettings, context: Context) -> Plan:
     """Return batches of events, sandbox apart; then, if wanted, what to add to the profiles."""
+    now = int(context.now.timestamp())
     plan = in_batches(
         events,
         LIMITS,
-        lambda event: _event(event, settings),
+        lambda event: _event(event, settings, now),
         lambda items, sandbox: _import(items, settings, sandbox=sandbox),
         group=lambda event: event.sandbox and settings.sandbox_project_token is not None,
         item_bytes=1 * MB,
@@ -134,7 +138,10 @@ def _import(items: bytes, settings: MixpanelSettings, *, sandbox: bool) -> Reque
     return Request.json(url, items, headers=headers)
 
 
-def _event(event: Event, settings: MixpanelSettings) -> Mapping[str, Json] | Skipped:
+def _event(event: Event, settings: MixpanelSettings, now: int) -> Mapping[str, Json] | Unsent:
+    if event.time > now + AHEAD:  # its time is part of what it is told apart by, so it must stay
+        wait = timedelta(seconds=event.time - now - AHEAD)
+        return Retry("too_early", "more than an hour ahead of the clock", wait)
     distinct = _distinct_id(event, settings)
     if not distinct:
         return Skipped("no_identity", "no Mixpanel distinct id (call identify in the app)")
@@ -151,7 +158,7 @@ def _event(event: Event, settings: MixpanelSettings) -> Mapping[str, Json] | Ski
         "$insert_id": event.stable_id,
         "ip": public_ip(event) or 0,  # without it Mixpanel locates the sender
         **_money(event, settings),
-        "store": STORES[event.platform],
+        "store": store_of(event),
         "environment": event.environment,
         "$ios_ifa": advertising_id(event) if event.platform == "iOS" else "",
         "advertising_id": advertising_id(event) if event.platform == "Android" else "",

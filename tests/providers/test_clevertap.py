@@ -277,6 +277,14 @@ def test_classify(status: int, body: Any, verdict: Verdict) -> None:
     assert classified(provider, SETTINGS, status, body, event(), refund(), trial()) == verdict
 
 
+def test_a_record_that_lost_its_data_is_known_by_user_name_and_time() -> None:
+    record = {"identity": "acct-40001", "evtName": "trial_started", "ts": 1767225600}
+    entry = {"code": 528, "error": "Discarded", "record": record}
+    body = {"status": "partial", "unprocessed": [entry]}
+    verdict = classified(provider, SETTINGS, 200, body, event(), trial())
+    assert verdict == Partial({1: Rejected("invalid_event", "Discarded (code 528)")})
+
+
 @pytest.mark.parametrize("code", [509, 512, 513, 514, 520, 522, 523, 524, 525, 526, 528, None, "x"])
 def test_codes_of_records_are_final(code: Any) -> None:
     body = {"status": "fail", "unprocessed": [refused("unknown", code, "No")]}

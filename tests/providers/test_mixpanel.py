@@ -21,7 +21,7 @@ from providers.kit import (
     read_settings,
 )
 from providers.mixpanel import provider
-from tests.providers.samples import classified, context, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 SETTINGS = {"project_token": TOKEN, "region": "eu"}
@@ -157,6 +157,13 @@ def test_profile_updates_follow_the_event_and_may_fail() -> None:
 def test_a_request_carries_500_events() -> None:
     events = [event(id=f"evt-{number}") for number in range(501)]
     assert [len(r.events) for r in planned(provider, SETTINGS, *events).requests] == [500, 1]
+
+
+def test_an_event_far_ahead_of_the_clock_waits() -> None:
+    plan = planned(provider, SETTINGS, event(time=NOW + 3601), event(time=NOW + 3600))
+    words = "more than an hour ahead of the clock"
+    assert plan.unsent == {0: Retry("too_early", words, timedelta(seconds=1))}
+    assert [r.events for r in plan.requests] == [(1,)]
 
 
 @pytest.mark.parametrize(
