@@ -173,4 +173,5 @@ def serve(port: int, ready: Callable[[int, Sandbox], None] = lambda _port, _sand
         timeout_graceful_shutdown=1,
     )
     ready(listener.getsockname()[1], sandbox)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # raised again by the server once it has stopped
+        uvicorn.Server(config).run(sockets=[listener])

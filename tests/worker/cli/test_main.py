@@ -1,0 +1,84 @@
+"""What all commands share: help, version, and failures told in a line."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+
+from tests.worker.cli.run import run
+from worker.cli import app
+from worker.cli.output import failure_of, print_fields, print_table
+
+HEAVY = ("pydantic", "redis", "sqlalchemy", "fastapi", "celery", "uvicorn", "rich", "httpx")
+
+
+def commands(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, child in getattr(node, "commands", {}).items():
+        if hasattr(child, "commands"):
+            yield from commands(child, (*path, name))
+        else:
+            yield (*path, name), child
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_and_an_example(path: tuple[str, ...]) -> None:
+    command = COMMANDS[path]
+    assert command.help
+    assert f"onward {' '.join(path)}" in (command.epilog or "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in COMMANDS if path[-1] in ("list", "show", "create", "preview", "explain")],
+    ids=" ".join,
+)
+def test_what_prints_data_can_print_json(path: tuple[str, ...]) -> None:
+    assert "--json" in {option for param in COMMANDS[path].params for option in param.opts}
+
+
+def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "--version")
+    assert ran.code == 0
+    assert ran.out.startswith("onward ")
+
+
+def test_starts_without_what_only_some_commands_need() -> None:
+    code = f"import sys, worker.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_fault_of_ours_is_not_dressed_up_as_the_user_s(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("worker.registry.slugs", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(capsys, "providers", "show", "nobody")
+    assert failure_of(ZeroDivisionError()) is None
+
+
+def test_an_environment_that_will_not_do_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONWARD_RETRY_THRESHOLD", "many")
+    ran = run(capsys, "projects", "list")
+    assert ran.code == 1
+    assert "ONWARD_RETRY_THRESHOLD" in ran.err
+
+
+def test_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("a", "b"), [("[red]x[/red]", None)])
+    assert "[red]x[/red]" in capsys.readouterr().out
+    print_table(("a",), [], empty="Nothing.")
+    assert capsys.readouterr().out == "Nothing.\n"
+    print_fields({"name": "two\nlines", "none": None, "zero": 0})
+    assert capsys.readouterr().out == "name  two\n      lines\nzero  0\n"
