@@ -33,6 +33,7 @@ def make_engine(url: str | URL) -> Engine:
         return _sqlite(parsed)
     return create_engine(
         parsed,
+        hide_parameters=True,  # no value of a row in an exception's text
         pool_pre_ping=True,
         pool_timeout=CONNECT_SECONDS,
         connect_args={
@@ -48,7 +49,7 @@ def make_engine(url: str | URL) -> Engine:
 def _sqlite(url: URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

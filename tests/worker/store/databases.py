@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, delete, make_url, text
 
 from worker.store.database import make_engine, upgrade
+from worker.store.models import Base
 
 KINDS = ("sqlite", "postgresql")
 
@@ -30,6 +31,12 @@ def postgres_url() -> str:
     folder = Path(tempfile.mkdtemp(prefix="onward-pg-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     server = get_server(folder / "data", cleanup_mode="stop")
+    engine = make_engine(str(server.get_uri()))
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))  # nothing here is kept
+        connection.execute(text("SELECT pg_reload_conf()"))
+    engine.dispose()
     return str(server.get_uri())
 
 
@@ -50,19 +57,26 @@ def database(kind: str, folder: Path) -> Iterator[str]:
 @contextmanager
 def migrated(kind: str, folder: Path) -> Iterator[Engine]:
     """Give an engine on an empty database of this kind with the newest schema."""
-    name = f"t{uuid4().hex}"
-    if kind == "sqlite":
-        shutil.copy(_sqlite_template(), folder / f"{name}.db")
-        engine = make_engine(f"sqlite:///{folder / f'{name}.db'}")
-    else:
-        _on_server(f"CREATE DATABASE {name} TEMPLATE {_postgres_template()}")
-        engine = make_engine(_url_of(name))
-    try:
+    if kind == "postgresql":
+        engine = _migrated_postgres()
+        with engine.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):
+                connection.execute(delete(table))
         yield engine
-    finally:
-        engine.dispose()
-        if kind != "sqlite":
-            _on_server(f"DROP DATABASE {name} WITH (FORCE)")
+        return
+    shutil.copy(_sqlite_template(), folder / "migrated.db")
+    engine = make_engine(f"sqlite:///{folder / 'migrated.db'}")
+    yield engine
+    engine.dispose()
+
+
+@cache
+def _migrated_postgres() -> Engine:
+    _on_server("CREATE DATABASE migrated")
+    upgrade(_url_of("migrated"))
+    engine = make_engine(_url_of("migrated"))
+    atexit.register(engine.dispose)
+    return engine
 
 
 @cache
@@ -73,13 +87,6 @@ def _sqlite_template() -> Path:
     upgrade(engine)
     engine.dispose()  # the last one out writes all into the one file
     return folder / "template.db"
-
-
-@cache
-def _postgres_template() -> str:
-    _on_server("CREATE DATABASE template_onward")
-    upgrade(_url_of("template_onward"))
-    return "template_onward"
 
 
 def _url_of(database: str) -> str:

@@ -1,0 +1,223 @@
+"""/ops/v1: settings, dossier and record, for a project's own and for the operator's all."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import fakeredis
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import Engine, text
+
+from tests.worker.api.conftest import Client, Keys, Project
+from worker.state import Keys as RedisKeys
+from worker.state import shard_of
+from worker.store.deliveries import record_rows
+from worker.store.integrations import suspend
+
+OPS = "/ops/v1"
+AT = datetime(2026, 6, 1, 11, 20, 36, tzinfo=UTC)
+SECRET = "canary-s3cr3t"
+
+
+def settings_url(integration: Any) -> str:
+    return f"{OPS}/integrations/{integration['id']}/settings"
+
+
+def record(engine: Engine, integration_id: str) -> None:
+    ids = {"integration_id": integration_id, "project_id": "prj_a", "event_name": "trial_started"}
+    row = {**ids, "outcome": "delivered", "accepted_at": AT, "finished_at": AT, "status": 200}
+    letter = {
+        **ids,
+        "event_id": "e9",
+        "reason": "bad_request",
+        "message": "no",
+        "created_at": AT,
+        "status": 400,
+    }
+    assert record_rows(
+        engine, 0, None, "1",
+        deliveries=[{**row, "event_id": "e1"}, {**row, "event_id": "e2", "outcome": "skipped"}],
+        dead_letters=[
+            {**letter, "body": b'{"id":"e9"}', "request": "POST …", "response": "400"},
+            {"reason": "malformed", "body": b"\xff", "created_at": AT},
+        ],
+    )  # fmt: skip
+
+
+def test_settings_are_written_and_never_read(project: Project) -> None:
+    made = project.create()
+    assert project("GET", settings_url(made)).json()["settings"] is None
+    saved = project("PUT", settings_url(made), {"api_key": SECRET, "region": "eu"})
+    assert saved.status_code == 200
+    shown = project("GET", settings_url(made))
+    assert shown.json() == saved.json()
+    assert shown.json()["settings"]["region"] == "eu"
+    assert shown.json()["settings"]["api_key"]["set"] is True
+    assert SECRET not in shown.text
+    kept = project("PUT", settings_url(made), {"api_key": {"set": True}, "region": "us"})
+    assert kept.json()["settings"]["api_key"] == shown.json()["settings"]["api_key"]
+    assert project("GET", made["url"]).json()["updated_at"] >= made["updated_at"]
+
+
+def test_every_faulty_setting_is_named_without_its_value(project: Project) -> None:
+    made = project.create()
+    answer = project("PUT", settings_url(made), {"region": SECRET, "colour": SECRET})
+    assert answer.status_code == 400
+    fields = {row["field"] for row in answer.json()["error"]["details"]}
+    assert fields == {"api_key", "region", "colour"}
+    assert SECRET not in answer.text
+
+
+def test_settings_that_no_key_opens_say_so(project: Project, engine: Engine) -> None:
+    made = project.create()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE integrations SET settings = 'v1.0badkey0.AAAA'"))
+    answer = project("GET", settings_url(made))
+    assert answer.status_code == 422
+    assert "ONWARD_SECRET_KEYS" in answer.json()["error"]["message"]
+
+
+def test_the_dossier_tells_why(project: Project, app: FastAPI, engine: Engine) -> None:
+    redis = fakeredis.FakeRedis()
+    app.state.services = replace(app.state.services, redis=redis)
+    made = project.create()
+    url = f"{OPS}/integrations/{made['id']}"
+    fresh = project("GET", url).json()
+    assert (fresh["error"], fresh["waiting"]["events"]) == (None, 0)
+    assert fresh["next"].startswith("Paused")
+    project("POST", url + "/status", {"status": 1})
+    record(engine, made["id"])
+    with engine.begin() as connection:
+        suspend(connection, made["id"], 0, message="401: no", reason="unauthorized", at=AT)
+    lane = RedisKeys(shard_of("prj_a", app.state.services.settings.shards)).lane(made["id"])
+    redis.xadd(lane, {"e": "{}"}, id="1780312836000-0")
+    redis.xadd(lane, {"e": "{}"}, id="1780312836001-0")
+    told = project("GET", url).json()
+    assert told["integration"]["active"] == 2
+    assert told["waiting"]["events"] == 2
+    assert told["waiting"]["oldest_since"] == "2026-06-01T11:20:36Z"
+    assert told["error"]["class"] == "unauthorized"
+    assert told["error"]["message"] == "401: no"
+    assert told["error"]["dead_letters"] == 1
+    assert told["error"]["sample"] == {"request": "POST …", "response": "400", "status": 400}
+    assert "Correct them" in told["error"]["remedy"]
+    assert told["next"].startswith("Suspended: events are held for up to 72 h")
+
+
+def test_the_dossier_without_redis(project: Project) -> None:
+    made = project.create()
+    assert project("GET", f"{OPS}/integrations/{made['id']}").json()["waiting"] is None
+
+
+def test_the_record(project: Project, engine: Engine) -> None:
+    made = project.create()
+    record(engine, made["id"])
+    found = project("GET", f"{OPS}/deliveries").json()
+    assert [row["event_id"] for row in found["data"]] == ["e2", "e1"]
+    assert found["has_more"] is False
+    first = project("GET", f"{OPS}/deliveries?limit=1").json()
+    assert first["has_more"] is True
+    rest = project("GET", f"{OPS}/deliveries?before={first['next_before']}").json()
+    assert first["data"] + rest["data"] == found["data"]
+    skipped = project("GET", f"{OPS}/deliveries?outcome=skipped&event=e2").json()["data"]
+    assert [row["event_id"] for row in skipped] == ["e2"]
+
+
+def test_dead_letters(project: Project, admin: Project, other: Project, engine: Engine) -> None:
+    made = project.create()
+    record(engine, made["id"])
+    (mine,) = project("GET", f"{OPS}/deadletters?integration={made['id']}").json()["data"]
+    assert "body" not in mine
+    whole = project("GET", f"{OPS}/deadletters/{mine['id']}").json()
+    assert (whole["body"], whole["body_encoding"]) == ('{"id":"e9"}', "utf-8")
+    assert other("GET", f"{OPS}/deadletters/{mine['id']}").status_code == 404
+    bad = next(
+        row
+        for row in admin("GET", f"{OPS}/deadletters").json()["data"]
+        if row["reason"] == "malformed"
+    )
+    assert project("GET", f"{OPS}/deadletters/{bad['id']}").status_code == 404
+    shown = admin("GET", f"{OPS}/deadletters/{bad['id']}").json()
+    assert (shown["body"], shown["body_encoding"]) == ("/w==", "base64")
+
+
+def test_the_audit_log_says_who(project: Project, admin: Project, keys: Keys) -> None:
+    made = project.create()
+    admin("PUT", settings_url(made), {"api_key": SECRET})
+    project("POST", made["url"] + "/status", {"status": 1})
+    project("DELETE", made["url"])
+    answer = project("GET", f"{OPS}/audit?integration={made['id']}")
+    rows = [(row["action"].split(".")[1], row["actor"]) for row in answer.json()["data"]]
+    me = f"key {keys.live[:7]}…"
+    assert rows == [("delete", me), ("status", me), ("settings", "admin"), ("create", me)]
+    assert SECRET not in answer.text
+    assert keys.live not in answer.text
+
+
+def test_the_providers_and_their_forms(project: Project) -> None:
+    found = {p["slug"]: p for p in project("GET", f"{OPS}/providers").json()["data"]}
+    assert "api_key" in found["amplitude"]["settings"]["properties"]
+
+
+# --- tenancy ---------------------------------------------------------------------------------
+
+
+def test_a_projects_key_reaches_its_own_alone(
+    project: Project, other: Project, admin: Project, engine: Engine
+) -> None:
+    theirs = project.create()
+    record(engine, theirs["id"])
+    url = f"{OPS}/integrations/{theirs['id']}"
+    for method, path, body in (
+        ("GET", url, None),
+        ("GET", url + "/settings", None),
+        ("PUT", url + "/settings", {"api_key": "x"}),
+        ("POST", url + "/status", {"status": 1}),
+    ):
+        assert other(method, path, body).status_code == 404
+    for path in ("integrations", "deliveries", "deadletters", "audit"):
+        for query in ("", "?project=prj_a"):
+            rows = other("GET", f"{OPS}/{path}{query}").json()["data"]
+            assert all(row["project_id"] == "prj_b" for row in rows)
+        assert any(
+            row["project_id"] == "prj_a" for row in admin("GET", f"{OPS}/{path}").json()["data"]
+        )
+        only = admin("GET", f"{OPS}/{path}?project=prj_b").json()["data"]
+        assert all(row["project_id"] == "prj_b" for row in only)
+    assert [p["id"] for p in other("GET", f"{OPS}/projects").json()["data"]] == ["prj_b"]
+    assert [p["id"] for p in admin("GET", f"{OPS}/projects").json()["data"]] == ["prj_a", "prj_b"]
+
+
+@pytest.mark.parametrize(
+    "path", ["integrations", "deliveries", "deadletters", "audit", "projects", "providers"]
+)
+def test_ops_needs_a_key(client: Client, path: str) -> None:
+    assert client.get(f"{OPS}/{path}").status_code == 401
+
+
+def test_the_admin_key_does_not_open_v4(admin: Project) -> None:
+    assert admin("GET", "/v4/integrations").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=1000000000",
+        "before=0",
+        "before=x",
+        "outcome=A%00",
+        "event=%00",
+        "project=a/b",
+    ],
+)
+def test_faulty_parameters_are_named(project: Project, query: str) -> None:
+    answer = project("GET", f"{OPS}/deliveries?{query}")
+    assert answer.status_code == 400
+    assert [row["field"] for row in answer.json()["error"]["details"]] == [query.partition("=")[0]]
+
+
+@pytest.mark.parametrize("id_", ["0", "-1", "x", "9223372036854775808", "1e3"])
+def test_faulty_letter_ids(project: Project, id_: str) -> None:
+    assert project("GET", f"{OPS}/deadletters/{id_}").status_code == 400

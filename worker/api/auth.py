@@ -1,0 +1,126 @@
+"""Who asks: a project by its secret key, or the operator by the admin key."""
+
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis import Redis
+from sqlalchemy import Engine
+
+from worker.api.errors import forbidden, too_many_requests, unauthorized
+from worker.settings import WorkerSettings
+from worker.store.database import now, reading
+from worker.store.projects import USED_EVERY, project_of_key, touch_key
+from worker.store.secrets import KeyRing
+
+KEY_LENGTH = 256  # characters; nothing longer is looked up
+KEYS = 10_000  # whose rate is remembered
+RATE = 20.0  # requests a second and key
+BURST = 60
+
+
+class RateLimit:
+    """A token bucket for each key, in this process."""
+
+    def __init__(
+        self, rate: float = RATE, burst: int = BURST, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, at
+
+    def wait(self, key: str) -> float:
+        """Take a token; return 0.0, or the seconds until there is one."""
+        at = self._clock()
+        tokens, since = self._left.pop(key, (float(self._burst), at))
+        tokens = min(self._burst, tokens + (at - since) * self._rate)
+        taken = tokens >= 1
+        self._left[key] = (tokens - taken, at)
+        if len(self._left) > KEYS:
+            self._left.popitem(last=False)
+        return 0.0 if taken else (1 - tokens) / self._rate
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with."""
+
+    settings: WorkerSettings
+    engine: Engine
+    keyring: KeyRing
+    redis: "Redis"
+    limit: RateLimit = field(default_factory=RateLimit)
+
+
+def services_of(request: Request) -> Services:
+    """Return the app's services."""
+    found = request.app.state.services
+    assert isinstance(found, Services)  # noqa: S101  create_app puts them there
+    return found
+
+
+Here = Annotated[Services, Depends(services_of)]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks, and the one project it may reach (None: all)."""
+
+    actor: str
+    project_id: str | None
+
+
+def project_of_request(request: Request, here: Here) -> Principal:
+    """Return the project of the request's secret key.
+
+    Raises:
+        ApiError: 401 for no such key, 403 for one that is not secret, 429 for one too busy.
+    """
+    return _of_project(_bearer(request), here)
+
+
+def principal_of_request(request: Request, here: Here) -> Principal:
+    """Return who asks under /ops/v1: the admin key reaches all projects, a project's its own."""
+    key = _bearer(request)
+    admin = here.settings.admin_key
+    if admin and hmac.compare_digest(_digest(key), _digest(admin.get_secret_value())):
+        return Principal("admin", None)
+    return _of_project(key, here)
+
+
+def _bearer(request: Request) -> str:
+    values = request.headers.getlist("authorization")
+    scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key or len(key) > KEY_LENGTH:
+        raise unauthorized()
+    return key
+
+
+def _of_project(key: str, here: Services) -> Principal:
+    with reading(here.engine) as connection:
+        row = project_of_key(connection, key)
+    if row is None:
+        raise unauthorized()
+    if row.kind != "secret":
+        raise forbidden("This is not a secret key")
+    if wait := here.limit.wait(row.digest):
+        raise too_many_requests(wait)
+    if row.last_used_at is None or now() - row.last_used_at > USED_EVERY:
+        with here.engine.begin() as connection:
+            touch_key(connection, row)
+    return Principal(f"key {row.prefix}…", row.project_id)
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+Caller = Annotated[Principal, Depends(project_of_request)]
+Operator = Annotated[Principal, Depends(principal_of_request)]
