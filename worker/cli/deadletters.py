@@ -1,14 +1,11 @@
 """`onward deadletters`: what was given up, with its reason and its exact bytes."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from worker.cli.output import AsJson, print_fields, print_json, print_table
 from worker.cli.store import looking
-
-if TYPE_CHECKING:
-    from worker.store.models import DeadLetter
 
 app = typer.Typer(no_args_is_help=True, help="What was given up, and why.")
 
@@ -25,11 +22,11 @@ def list_dead_letters(
     json: AsJson = False,
 ) -> None:
     """List dead letters, newest first."""
-    from worker.dossier import moment  # noqa: PLC0415  quick --help
+    from worker.api.records import DeadLetterObject  # noqa: PLC0415  quick --help
     from worker.store.dead_letters import list_dead_letters as listed  # noqa: PLC0415
 
     with looking() as connection:
-        found = listed(
+        rows = listed(
             connection,
             project_id=project,
             integration_id=integration,
@@ -38,20 +35,21 @@ def list_dead_letters(
             before_id=before,
             limit=limit,
         )
+    found = [DeadLetterObject.of(row) for row in rows]
     if json:
-        print_json([_told(one) for one in found])
+        print_json([one.model_dump() for one in found])
         return
     print_table(
         ("id", "at", "integration", "event", "reason", "why", "replayed"),
         [
             (
                 one.id,
-                moment(one.created_at),
+                one.created_at,
                 one.integration_id,
                 one.event_id,
                 one.reason,
                 one.message,
-                moment(one.replayed_at),
+                one.replayed_at,
             )
             for one in found
         ],
@@ -66,39 +64,13 @@ def show(
     json: AsJson = False,
 ) -> None:
     """Print a dead letter: the faults, the event, the request and the answer."""
-    from worker.store.dead_letters import get_dead_letter  # noqa: PLC0415  quick --help
+    from worker.api.records import DeadLetterWhole  # noqa: PLC0415  quick --help
+    from worker.store.dead_letters import get_dead_letter  # noqa: PLC0415
 
     with looking() as connection:
-        found = get_dead_letter(connection, letter_id)
-    told = _told(found)
+        told = DeadLetterWhole.of(get_dead_letter(connection, letter_id)).model_dump()
     if json:
         print_json(told)
         return
     faults = [f"{fault['path'] or 'event'} {fault['message']}" for fault in told["faults"] or ()]
     print_fields({**told, "faults": "\n".join(faults), "body_encoding": ""})
-
-
-def _told(letter: "DeadLetter") -> dict[str, Any]:
-    from worker.dossier import moment  # noqa: PLC0415  quick --help
-    from worker.preview import text_or_base64  # noqa: PLC0415
-
-    body, encoding = text_or_base64(letter.body)
-    return {
-        "id": letter.id,
-        "project_id": letter.project_id,
-        "integration_id": letter.integration_id,
-        "event_id": letter.event_id,
-        "event_name": letter.event_name,
-        "reason": letter.reason,
-        "message": letter.message,
-        "faults": letter.faults,
-        "status": letter.status,
-        "attempts": letter.attempts,
-        "created_at": moment(letter.created_at),
-        "replayed_at": moment(letter.replayed_at),
-        "expires_at": moment(letter.expires_at),
-        "body": body,
-        "body_encoding": encoding,
-        "request": letter.request,
-        "response": letter.response,
-    }

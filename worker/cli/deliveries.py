@@ -23,11 +23,11 @@ def list_deliveries(
     json: AsJson = False,
 ) -> None:
     """List the record, newest first: one line per event and integration."""
-    from worker.dossier import moment  # noqa: PLC0415  quick --help
+    from worker.api.records import DeliveryObject  # noqa: PLC0415  quick --help
     from worker.store.deliveries import list_deliveries as listed  # noqa: PLC0415
 
     with looking() as connection:
-        found = listed(
+        rows = listed(
             connection,
             project_id=project,
             integration_id=integration,
@@ -36,32 +36,15 @@ def list_deliveries(
             before_id=before,
             limit=limit,
         )
+    found = [DeliveryObject.of(row) for row in rows]
     if json:
-        print_json(
-            [
-                {
-                    "id": one.id,
-                    "project_id": one.project_id,
-                    "integration_id": one.integration_id,
-                    "event_id": one.event_id,
-                    "event_name": one.event_name,
-                    "outcome": one.outcome,
-                    "reason": one.reason,
-                    "message": one.message,
-                    "status": one.status,
-                    "attempts": one.attempts,
-                    "accepted_at": moment(one.accepted_at),
-                    "finished_at": moment(one.finished_at),
-                }
-                for one in found
-            ]
-        )
+        print_json([one.model_dump() for one in found])
         return
     print_table(
         ("at", "integration", "event", "name", "outcome", "attempts", "why"),
         [
             (
-                moment(one.finished_at),
+                one.finished_at,
                 one.integration_id,
                 one.event_id,
                 one.event_name,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from worker.store.models import Integration
 
 app = typer.Typer(no_args_is_help=True, help="A project's pipelines to providers.")
+STATES = {0: "paused", 1: "active", 2: "suspended"}
 Id = Annotated[str, typer.Argument(metavar="ID", help="As in `onward integrations list`.")]
 
 
@@ -24,13 +25,13 @@ def list_integrations(
     json: AsJson = False,
 ) -> None:
     """List the integrations and how they stand."""
-    from worker.dossier import STATES, moment, v4_object  # noqa: PLC0415  quick --help
+    from worker.api.schemas import IntegrationObject, moment  # noqa: PLC0415  quick --help
     from worker.store.integrations import list_of  # noqa: PLC0415
 
     with looking() as connection:
         found = list_of(connection, project)
     if json:
-        print_json([v4_object(one) for one in found])
+        print_json([IntegrationObject.of(one).model_dump() for one in found])
         return
     print_table(
         ("id", "title", "provider", "store", "state", "last delivery", "why"),
@@ -53,52 +54,48 @@ def list_integrations(
 @app.command(epilog="onward integrations show c9VdLs3H")
 def show(integration_id: Id, *, json: AsJson = False) -> None:
     """Print how an integration stands: state, last error, what waits, and what to do."""
-    from worker.dossier import STATES, advice, backlog, moment, v4_object  # noqa: PLC0415
-    from worker.store.integrations import get  # noqa: PLC0415  quick --help
-
-    settings = settings_here()
-    with looking(settings) as connection:
-        found = get(connection, integration_id)
-    with redis_of(settings) as redis:
-        waits = backlog(redis, found, settings.shards)
+    told = _dossier(integration_id)
+    shown = told.pop("integration")
     if json:
-        dossier = {
-            "project_id": found.project_id,
-            "slug": found.slug,
-            "state": STATES[found.active],
-            "settings_set": found.settings is not None,
-            "failing_since": moment(found.first_error_at),
-            "last_error_reason": found.last_error_reason,
-            "backlog": waits,
-            "advice": advice(found, waits["waiting"]),
-        }
-        print_json({**v4_object(found), "dossier": dossier})
+        print_json({**shown, "dossier": told})
         return
+    error = told["error"] or {}
+    waiting = told["waiting"]
     print_fields(
         {
-            "id": found.id,
-            "title": found.title,
-            "provider": f"{v4_object(found)['integration']} ({found.slug})",
-            "project": f"{found.project_id}, {found.platform}",
-            "state": STATES[found.active],
-            "settings": "set" if found.settings else "not set",
-            "last delivery": moment(found.last_delivery_at) or "never",
-            "last error": found.last_error_message,
-            "last error at": moment(found.last_error_at),
-            "failures since": _failures(found),
-            "waiting": f"{waits['waiting']:,} events",
-            "oldest waits since": waits["waiting_since"],
-            "next attempt": waits["next_attempt_at"],
-            "what to do": advice(found, waits["waiting"]),
+            "id": shown["id"],
+            "title": shown["title"],
+            "provider": f"{shown['integration']} ({told['slug']})",
+            "project": f"{told['project_id']}, {shown['target_platform']}",
+            "state": STATES[shown["active"]] + (" on probation" if told["on_probation"] else ""),
+            "settings": "set" if told["settings_saved"] else "not set",
+            "last delivery": shown["last_delivery_at"] or "never",
+            "last error": error.get("message"),
+            "last error at": error.get("last_at"),
+            "failing since": error.get("first_at"),
+            "failures": shown["delivery_error_count"] or "",
+            "dead letters": error.get("dead_letters") or "",
+            "remedy": error.get("remedy") if shown["delivery_error_count"] else "",
+            "waiting": f"{waiting['events']:,} events" if waiting else "(Redis does not answer)",
+            "oldest waits since": waiting and waiting["oldest_since"],
+            "next": told["next"],
         }
     )
+    if shown["active"] == 2:
+        note(f"onward integrations settings {integration_id} --set FILE")
+        note(f"onward integrations activate {integration_id}")
 
 
-def _failures(found: "Integration") -> str:
-    from worker.dossier import moment  # noqa: PLC0415  quick --help
+def _dossier(integration_id: str) -> dict[str, Any]:
+    from worker.api.auth import Services  # noqa: PLC0415  quick --help
+    from worker.api.dossier import dossier_of  # noqa: PLC0415
+    from worker.store.integrations import get  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
 
-    since = f", the first at {moment(found.first_error_at)}" if found.first_error_at else ""
-    return f"{found.delivery_error_count}{since}"
+    settings = settings_here()
+    with looking(settings) as connection, redis_of(settings) as redis:
+        here = Services(settings, connection.engine, keyring_of(settings), redis)
+        return dossier_of(connection, here, get(connection, integration_id))
 
 
 @app.command(
@@ -223,10 +220,10 @@ def _set_status(integration_id: str, status: int, *, json: bool) -> None:
 
 
 def _print(integration: "Integration", *, json: bool) -> None:
-    from worker.dossier import STATES, v4_object  # noqa: PLC0415  quick --help
+    from worker.api.schemas import IntegrationObject  # noqa: PLC0415  quick --help
 
     if json:
-        print_json(v4_object(integration))
+        print_json(IntegrationObject.of(integration).model_dump())
         return
     typer.echo(f"{integration.id}  {integration.title}: {STATES[integration.active]}")
     if integration.settings is None:

@@ -44,7 +44,7 @@ def create(
 @app.command("list", epilog="onward projects list --json")
 def list_projects(*, json: AsJson = False) -> None:
     """List the projects."""
-    from worker.dossier import moment  # noqa: PLC0415  quick --help
+    from worker.api.schemas import moment  # noqa: PLC0415  quick --help
     from worker.store.projects import list_projects as listed  # noqa: PLC0415
 
     with looking() as connection:

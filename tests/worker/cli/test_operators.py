@@ -158,15 +158,16 @@ def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(
         assert suspend(connection, made["id"], 0, message=words, reason="unauthorized", at=at)
     lane = Keys(shard_of("prj_lumen", 32)).lane(made["id"])
     for accepted in (1767225600000, 1767225660000):
-        redis.xadd(lane, {"e": "{}", "t": accepted})
+        redis.xadd(lane, {"e": "{}", "t": accepted}, id=f"{accepted}-0")
     told = onward("integrations", "show", made["id"], "--json").json
+    assert made.keys() < told.keys()
     assert (told["active"], told["last_error_message"]) == (2, words)
-    assert told["dossier"]["state"] == "suspended"
-    assert told["dossier"]["backlog"]["waiting"] == 2
-    assert told["dossier"]["backlog"]["waiting_since"] == "2026-01-01T00:00:00Z"
-    text = onward("integrations", "show", made["id"]).out
+    waiting = told["dossier"]["waiting"]
+    assert (waiting["events"], waiting["oldest_since"]) == (2, "2026-01-01T00:00:00Z")
+    ran = onward("integrations", "show", made["id"])
+    text = " ".join((ran.out + ran.err).split())
     for part in ("suspended", words, "2 events", f"onward integrations activate {made['id']}"):
-        assert part in " ".join(text.split())
+        assert part in text
     assert words in onward("integrations", "list").out
 
 
@@ -202,10 +203,11 @@ def test_deliveries_and_dead_letters_are_listed_and_shown(onward: Command) -> No
     assert "evt-2" in onward("deliveries", "list").out
 
     (dead,) = onward("deadletters", "list", "--json").json
-    assert dead["body_encoding"] == "base64"
+    assert (dead["reason"], dead["faults"][0]["path"]) == ("invalid_event", "time")
     assert "invalid_event" in onward("deadletters", "list").out
     assert "time is required" in onward("deadletters", "show", dead["id"]).out
-    assert onward("deadletters", "show", dead["id"], "--json").json == dead
+    whole = onward("deadletters", "show", dead["id"], "--json").json
+    assert (whole["body"], whole["body_encoding"]) == ("eyJpZCI6/30=", "base64")
     assert onward("deadletters", "show", "999").code == 1
 
 
