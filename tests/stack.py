@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -75,7 +75,7 @@ class Stack:
         self.store = valkey(folder / "redis", self.redis_port)
         self.redis = Redis.from_url(self.settings.redis_url, protocol=2)
 
-    def __enter__(self) -> "Stack":
+    def __enter__(self) -> Self:
         (self.folder / "log").mkdir(parents=True)
         self.start(self.store)
         wait_for_redis(self.settings.redis_url)

@@ -1,7 +1,7 @@
 """Send a batch once: plan, request, classify. A network failure is an outcome, not an exception."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from providers.kit import (
     Misconfigured,
     Outcome,
     Partial,
+    Plan,
     Rejected,
     Request,
     Response,
@@ -64,6 +65,17 @@ class Report:
                 return
         self.message, self.reason = outcome.message, outcome.reason
 
+    def join(self, other: "Report") -> None:
+        """Take in the report of the batch's other part."""
+        self.landed += other.landed
+        self.failed |= other.failed
+        self.refused |= other.refused
+        self.throttled |= other.throttled
+        self.gone |= other.gone
+        self.asked = max((a for a in (self.asked, other.asked) if a), default=None)
+        self.message = self.message or other.message
+        self.reason = self.reason or other.reason
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -73,7 +85,7 @@ class Attempt:
     transport: Transport
     context: Context
     events: Sequence[Event]
-    steps: Sequence[int] = ()
+    steps: list[int]  # first step not yet delivered, by position
     report: Report = field(init=False)
 
     async def run(self) -> Report:
@@ -83,6 +95,39 @@ class Attempt:
         return self.report
 
     async def _send(self, positions: list[int], passes: int) -> None:
+        """Plan and send some of the events; what is split or to be resent at once follows."""
+        planned = self._plan(positions)
+        again: list[int] = []  # planned anew at once
+        split: list[list[int]] = []
+        for request in sorted(planned.requests, key=lambda r: r.step):
+            members = [positions[index] for index in request.events]
+            held_up = {position for batch in (again, *split) for position in batch}
+            ready = [p for p in members if p not in held_up and self._due(p, request.step)]
+            if len(ready) < len(members):  # its batch has fallen apart: those left go by themselves
+                again += ready
+                continue
+            halves: list[int] = []
+            for position, landed in zip(
+                members, await self._request(request, len(members)), strict=True
+            ):
+                match landed.outcome:
+                    case Retry(after=after) if after == AT_ONCE and passes > 1:
+                        self._note(position, landed.outcome.note)
+                        again.append(position)
+                    case Split() if len(members) > 1:
+                        halves.append(position)
+                    case _:
+                        self._land(position, landed)
+            if halves:
+                middle = (len(halves) + 1) // 2
+                split += [half for half in (halves[:middle], halves[middle:]) if half]
+        for half in split:
+            await self._send(half, passes)
+        for step in sorted({self.steps[position] for position in again}):
+            alike = sorted(position for position in again if self.steps[position] == step)
+            await self._send(alike, passes - 1)
+
+    def _plan(self, positions: list[int]) -> Plan:
         integration = self.integration
         planned = plan(
             integration.provider,
@@ -92,46 +137,23 @@ class Attempt:
         )
         for index, unsent in planned.unsent.items():
             self.report.landed[positions[index]] = Landed(unsent, alone=True)
-        again: list[int] = []
-        halves: list[list[int]] = []
-        for request in sorted(planned.requests, key=lambda r: r.step):
-            members = [positions[index] for index in request.events]
-            if self._settled(members, request.step):
-                continue
-            for position, landed in zip(
-                members, await self._request(request, len(members)), strict=True
-            ):
-                match landed.outcome:
-                    case Retry(after=after) if (
-                        after == AT_ONCE and passes > 1 and not landed.outcome.note
-                    ):
-                        again.append(position)
-                    case Split() if len(members) > 1:
-                        pass
-                    case _:
-                        self.report.landed[position] = landed
-            if self._is_split(members):
-                middle = len(members) // 2
-                halves += [members[:middle], members[middle:]]
-        for half in halves:
-            await self._send(half, passes)
-        if again:
-            await self._send(sorted(again), passes - 1)
+        return planned
 
-    def _settled(self, members: list[int], step: int) -> bool:
-        """Whether nothing of this step is left to do: done before, or an earlier step failed."""
-        done = [self.steps[position] > step if self.steps else False for position in members]
-        stopped = [
-            (landed := self.report.landed[position]) is not None
-            and not isinstance(landed.outcome, Delivered)
-            for position in members
-        ]
-        return all(a or b for a, b in zip(done, stopped, strict=True))
+    def _due(self, position: int, step: int) -> bool:
+        """Whether this step of an event is still to be done, and no earlier one has failed."""
+        landed = self.report.landed[position]
+        stopped = landed is not None and not isinstance(landed.outcome, Delivered)
+        return self.steps[position] <= step and not stopped
 
-    def _is_split(self, members: list[int]) -> bool:
-        return len(members) > 1 and all(
-            self.report.landed[position] is None for position in members
-        )
+    def _land(self, position: int, landed: Landed) -> None:
+        self.report.landed[position] = landed
+        if isinstance(landed.outcome, Delivered):
+            self.steps[position] = landed.step + 1
+
+    def _note(self, position: int, note: str) -> None:
+        if note:
+            notes = {**self.context.notes, self.events[position].id: note}
+            self.context = replace(self.context, notes=notes)
 
     async def _request(self, request: Request, count: int) -> list[Landed]:
         integration = self.integration

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from providers.kit import InvalidSettings, Limits, Provider, Settings, read_settings
 from worker.mask import Mask
+from worker.policy import Policy, policy_of
 from worker.registry import UnknownProvider, provider_of
 from worker.settings import WorkerSettings
 from worker.store.database import reading
@@ -48,6 +49,7 @@ class Integration:
     provider: Provider[Any]
     settings: Settings | None
     limits: Limits
+    policy: Policy
     timeout: float  # s, the whole request
     fault: str
     mask: Mask
@@ -161,6 +163,7 @@ def compile_integration(
         provider=provider,
         settings=settings,
         limits=limits,
+        policy=policy_of(worker, settings),
         timeout=min(limits.timeout.total_seconds(), worker.attempt_timeout),
         fault=fault,
         mask=Mask(settings.secrets() if settings else ()),

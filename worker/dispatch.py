@@ -9,11 +9,11 @@ import heapq
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import count
 from typing import Any
+
+from redis.exceptions import RedisError
 
 from providers.kit import (
     Delivered,
@@ -21,27 +21,26 @@ from providers.kit import (
     Rejected,
     Retry,
     Skipped,
-    dump_text,
 )
-from worker import lane, metrics
-from worker.attempt import Attempt, Report, context_for
+from worker import incidents, lane
+from worker.attempt import Report
 from worker.backoff import delay, wait_after
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
-from worker.journal import Failure, Learned, Letter, Row
 from worker.pipeline import FIRST_RAMP, Delivery, Landed, Pipeline
+from worker.sender import Sender
 from worker.settings import WorkerSettings
+from worker.settle import failure, pause, remain, remember, settle, want_suspension
 from worker.shard import Entry, Shard
-from worker.state import PIPE_DAYS, State
-from worker.suspension import Health, Round, Thresholds, after_round
-from worker.tokens import Tokens
+from worker.state import State
+from worker.suspension import Health, Round, after_round
 from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
+FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
+MESSAGE_LENGTH = 1_000  # characters an operator is shown
 FAIR_SHARE = 16  # requests in flight a pipeline may always have, while others wait
-DAY_MS = 86_400_000  # an attribution that has not come by then does not come
-PIPE_SECONDS = PIPE_DAYS * 86_400
 
 
 @dataclass
@@ -56,15 +55,10 @@ class Dispatcher:
 
     def __post_init__(self) -> None:
         self.pipelines: dict[str, Pipeline] = {}
-        self.tokens = Tokens(self.transport)
+        self.sender = Sender(self.directory, self.transport, self.state, self.clock)
         self.requests = 0  # in flight
         self.unsent = 0  # fresh deliveries in memory
         self.leaving = False
-        self.thresholds = Thresholds(
-            self.settings.retry_threshold,
-            self.settings.credential_threshold,
-            self.settings.reject_threshold,
-        )
         self._starved: deque[Pipeline] = deque()
         self._timers: list[tuple[float, int, Pipeline]] = []
         self._order = count()
@@ -91,7 +85,7 @@ class Dispatcher:
         delivery = Delivery(event, raw, pipeline, accepted, entry)
         delivery.since = asyncio.get_running_loop().time()
         if integration.active == 0:
-            self.settle(delivery, Landed(Skipped("off", "the integration is paused")))
+            self._settle(delivery, Landed(Skipped("off", "the integration is paused")))
         elif integration.fault and not pipeline.held:
             shard.to_lane(delivery)
             self._suspend(pipeline, "settings", integration.fault)
@@ -263,89 +257,14 @@ class Dispatcher:
 
     async def _fly(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
         """Send a batch and land it; whatever happens, it lands."""
-        integration = pipeline.integration
         for delivery in batch:
             delivery.attempts += 1
         try:
-            report = await self._attempt(pipeline, integration, batch)
+            report = await self.sender.send(pipeline, batch)
         except asyncio.CancelledError:
             cut = Retry("interrupted", "the worker stopped before the answer came")
             report = Report([Landed(cut) for _ in batch], message=cut.message, reason=cut.reason)
         self._landed(pipeline, batch, report)
-
-    async def _attempt(
-        self, pipeline: Pipeline, integration: Integration, batch: list[Delivery]
-    ) -> Report:
-        now = self.clock.now_ms()
-        token = await self.tokens.values(integration, now)
-        if not isinstance(token, Mapping):
-            report = Report([Landed(token) for _ in batch])
-            report.blame(token)
-            return report
-        more = await self._knowledge(pipeline, batch)
-        context = context_for(
-            integration,
-            now,
-            token=token,
-            notes={d.event.id: d.note for d in batch if d.note},
-            batch_at=_time(pipeline.batch[1]) if pipeline.batch else None,
-            **more,
-        )
-        try:
-            return await Attempt(
-                integration,
-                self.transport,
-                context,
-                [delivery.event for delivery in batch],
-                [delivery.step for delivery in batch],
-            ).run()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            if len(batch) > 1:
-                return await self._one_by_one(pipeline, integration, batch)
-            log.exception("The %s adapter failed on event %s", integration.slug, batch[0].event.id)
-            outcome = Rejected(
-                "adapter_error", f"{type(error).__name__} in the adapter; see the log"
-            )
-            return Report([Landed(outcome)])
-
-    async def _one_by_one(
-        self, pipeline: Pipeline, integration: Integration, batch: list[Delivery]
-    ) -> Report:
-        """Find the event that an adapter fails on, and let the others pass."""
-        middle = len(batch) // 2
-        whole = await self._attempt(pipeline, integration, batch[:middle])
-        other = await self._attempt(pipeline, integration, batch[middle:])
-        whole.landed += other.landed
-        for name in ("failed", "refused", "throttled", "gone"):
-            setattr(whole, name, getattr(whole, name) or getattr(other, name))
-        whole.message, whole.reason = whole.message or other.message, whole.reason or other.reason
-        return whole
-
-    async def _knowledge(self, pipeline: Pipeline, batch: list[Delivery]) -> dict[str, Any]:
-        """Return what is known of the users, for providers that resolve or need attribution."""
-        provider = pipeline.integration.provider
-        if provider.slug != "searchads" and not provider.needs_attribution:
-            return {}
-        keys = sorted({d.event.user_key for d in batch if d.event.user_key})
-        known = await self.state.attributions(
-            pipeline.shard.keys, pipeline.integration.project_id, keys
-        )
-        resolves = any(
-            other.slug == "searchads" and other.active
-            for other in self.directory.targets(pipeline.integration.project_id, "iOS")
-        )
-        now = self.clock.now_ms()
-        resolving = {
-            d.event.user_key
-            for d in batch
-            if resolves
-            and d.event.user_key not in known
-            and "_q_asa_token" in d.event.properties
-            and now - d.accepted < DAY_MS
-        }
-        return {"attributions": known, "resolving": frozenset(resolving)}
 
     # --- answers come back ------------------------------------------------------------------
 
@@ -359,12 +278,12 @@ class Dispatcher:
             match landed.outcome:
                 case Delivered():
                     delivered += 1
-                    self.settle(delivery, landed)
+                    self._settle(delivery, landed)
                 case Rejected():
                     rejected += 1
-                    self.settle(delivery, landed)
+                    self._settle(delivery, landed)
                 case Skipped():
-                    self.settle(delivery, landed)
+                    self._settle(delivery, landed)
                 case _:
                     self._stumbled(pipeline, delivery, landed)
         round_ = Round(
@@ -400,9 +319,12 @@ class Dispatcher:
         return f"{status}: {report.message or report.reason}"
 
     def _went_well(self, pipeline: Pipeline, round_: Round) -> None:
-        health, verdict = after_round(pipeline.health, round_, self.thresholds)
+        health, verdict = after_round(
+            pipeline.health, round_, pipeline.integration.policy.thresholds
+        )
+        self._fares_well(pipeline, round_)
         if round_.delivered and (pipeline.health != Health() or pipeline.probing):
-            self._remember(pipeline, health, delivered=True)
+            remember(pipeline, health, delivered=True)
         pipeline.health = health
         if verdict == "suspend":
             told = f"{health.rejections} events rejected in a row, none delivered between"
@@ -430,7 +352,7 @@ class Dispatcher:
         if isinstance(outcome, Retry):
             delivery.note = outcome.note
             if outcome.note == "new_token":
-                self.tokens.forget(pipeline.integration.id)
+                self.sender.tokens.forget(pipeline.integration.id)
         delivery.landed = landed
         if landed.alone:
             self._wait_alone(delivery)
@@ -451,15 +373,48 @@ class Dispatcher:
         """Decide, once everything of a failed round has landed and has its place in the lane."""
         if pipeline.requests or not pipeline.closed:
             return
-        round_, stumbled = pipeline.round, pipeline.stumbled
+        if pipeline.round.failed and not pipeline.round.delivered:
+            self._spawn(self._end_failed_round(pipeline))
+        else:
+            self._conclude(pipeline)
+
+    async def _end_failed_round(self, pipeline: Pipeline) -> None:
+        """Count the failure, unless it is the provider that is down."""
+        integration, now = pipeline.integration, self.clock.now_ms()
+        fare = incidents.Fare(integration.project_id, int(now), failing=True)
+        try:
+            fares = await incidents.note(self.state.redis, integration.slug, integration.id, fare)
+        except RedisError as error:
+            log.warning("How others of %s fare is not known (%s)", integration.slug, error)
+            fares = []
+        self._conclude(pipeline, incident=incidents.incident_of(fares, now) is not None)
+
+    def _fares_well(self, pipeline: Pipeline, round_: Round) -> None:
+        """Let other processes know now and then that this pipeline delivers."""
+        now = self.clock.now_ms()
+        if not round_.delivered or now - pipeline.fared < FARE_MS:
+            return
+        pipeline.fared = now
+        integration = pipeline.integration
+        fare = incidents.Fare(integration.project_id, int(now), failing=False)
+        self._spawn(incidents.note(self.state.redis, integration.slug, integration.id, fare))
+
+    def _conclude(self, pipeline: Pipeline, *, incident: bool = False) -> None:
+        """Take a failed round's consequences; in a provider's incident nothing is counted."""
+        round_, stumbled, policy = pipeline.round, pipeline.stumbled, pipeline.integration.policy
         pipeline.closed, pipeline.round, pipeline.stumbled = False, Round(), []
+        pipeline.fared = 0
         pipeline.forget_lane()
-        pipeline.health, verdict = after_round(pipeline.health, round_, self.thresholds)
+        health, verdict = after_round(pipeline.health, round_, policy.thresholds)
+        if incident and not round_.refused and not round_.gone:
+            verdict = "back_off"
+            health = replace(health, failures=min(health.failures, policy.thresholds.retry - 1))
+        pipeline.health = health
         for delivery in stumbled:
             if verdict == "go_on":
                 self._wait_alone(delivery)
             else:
-                self._remain(delivery)
+                remain(delivery)
         now = self.clock.now_ms()
         chance = random.random()  # noqa: S311  jitter
         match verdict:
@@ -467,177 +422,65 @@ class Dispatcher:
                 self._suspend(pipeline, pipeline.reason, pipeline.message)
                 return
             case "back_off":
-                wait = wait_after(
-                    self.settings.retry_schedule, pipeline.health.failures, round_.asked, chance
-                )
+                failures = max(pipeline.health.failures, 1)
+                wait = wait_after(policy.schedule, failures, round_.asked, chance)
                 self._back_off(pipeline, now + wait * 1000)
             case "pause":
-                first = delay(self.settings.retry_schedule, 1, chance)
+                first = delay(policy.schedule, 1, chance)
                 wait = round_.asked.total_seconds() if round_.asked else first
-                self._pause(pipeline, now + wait * 1000)
+                pause(pipeline, now + wait * 1000)
             case "go_on":
                 pipeline.due, pipeline.probing = 0, False
         self.pump(pipeline)
 
     def _back_off(self, pipeline: Pipeline, due: float) -> None:
-        self._pause(pipeline, due)
-        self._remember(pipeline, pipeline.health)
-        self._failure(pipeline)
-
-    def _pause(self, pipeline: Pipeline, due: float) -> None:
-        pipeline.due, pipeline.probing, pipeline.ramp = due, True, FIRST_RAMP
-        keys = pipeline.shard.keys
-        pipeline.shard.commands.append(("ZADD", keys.due, int(due), pipeline.integration.id))
-
-    def _failure(self, pipeline: Pipeline) -> None:
-        pipeline.shard.page.failures.append(
-            Failure(
-                pipeline.integration.id,
-                int(self.clock.now_ms()),
-                pipeline.reason,
-                pipeline.message,
-                pipeline.health.failures,
-            )
-        )
-
-    def _remember(self, pipeline: Pipeline, health: Health, *, delivered: bool = False) -> None:
-        key = pipeline.shard.keys.pipe(pipeline.integration.id, pipeline.integration.epoch)
-        values: list[str | int] = ["failures", health.failures, "refusals", health.refusals]
-        if delivered:
-            values += ["delivered", 1]
-        pipeline.shard.commands += [("HSET", key, *values), ("EXPIRE", key, PIPE_SECONDS)]
+        pause(pipeline, due)
+        remember(pipeline, pipeline.health)
+        failure(pipeline, int(self.clock.now_ms()))
 
     def _wait_alone(self, delivery: Delivery) -> None:
         """Give an event that fails alone a due time of its own, or give it up."""
-        landed = delivery.landed
+        landed, policy = delivery.landed, delivery.pipeline.integration.policy
         assert landed is not None  # noqa: S101  it was sent
         outcome = landed.outcome
         message = getattr(outcome, "message", "")
+        delivery.alone += 1
         asked = outcome.after if isinstance(outcome, Retry) else None
         pending = isinstance(outcome, Retry) and outcome.reason == "attribution_pending"
-        if delivery.attempts >= self.settings.event_attempts and not pending:
+        if delivery.alone >= policy.event_attempts and not pending:
             told = f"gave up after {delivery.attempts} attempts: {message}"
-            self.settle(delivery, replace(landed, outcome=Rejected("exhausted", told)))
+            self._settle(delivery, replace(landed, outcome=Rejected("exhausted", told)))
             return
         chance = random.random()  # noqa: S311  jitter
         wait = (
             asked.total_seconds()
             if asked is not None
-            else delay(self.settings.retry_schedule, delivery.attempts, chance)
+            else delay(policy.schedule, delivery.alone, chance)
         )
         delivery.due = int(self.clock.now_ms() + wait * 1000)
         pipeline = delivery.pipeline
         if delivery.lane_id is None:
             pipeline.shard.to_lane(delivery)
+        self._timer(pipeline, delivery.due)
         if delivery.lane_id:
-            self._remain(delivery)
+            remain(delivery)
         else:
-            pipeline.shard.after.append(lambda: self._remain(delivery))
-
-    def _remain(self, delivery: Delivery) -> None:
-        """Leave a delivery in the lane, remembering how often it was tried."""
-        pipeline, lane_id = delivery.pipeline, delivery.lane_id
-        if not lane_id:
-            return
-        keys = pipeline.shard.keys
-        tried = lane.pack_tried(delivery)
-        pipeline.shard.commands.append(
-            ("HSET", keys.tries(pipeline.integration.id), lane_id, tried)
-        )
-        pipeline.live.discard(lane_id)
-        if delivery.due:
-            pipeline.wait(lane_id, delivery.due, delivery.user)
-            self._timer(pipeline, delivery.due)
-
-    # --- ends -------------------------------------------------------------------------------
-
-    def settle(self, delivery: Delivery, landed: Landed, name: str = "") -> None:
-        """Write the end of a delivery with the next commit, as `name` if that is not its own."""
-        if delivery.lane_id == b"":
-            delivery.landed = landed
-            delivery.pipeline.shard.after.append(lambda: self.settle(delivery, landed, name))
-            return
-        pipeline, outcome = delivery.pipeline, landed.outcome
-        integration, shard = pipeline.integration, pipeline.shard
-        now = int(self.clock.now_ms())
-        name = name or type(outcome).__name__.lower()
-        reason = getattr(outcome, "reason", "")
-        message = getattr(outcome, "message", "")
-        event = delivery.event
-        shard.page.rows.append(
-            Row(
-                integration.id, integration.project_id, event.id, event.name, name, reason, message,
-                landed.status, delivery.attempts, delivery.accepted, now,
-                (delivery.entry.id if delivery.entry else delivery.lane_id or b"").decode(),
-            )
-        )  # fmt: skip
-        shard.tallies[integration.id, name] += 1
-        metrics.ended(integration.slug, name, reason or "ok")
-        if isinstance(outcome, Delivered):
-            metrics.lag(integration.slug, (now - delivery.accepted) / 1000)
-            if outcome.learned:
-                self._learned(delivery, outcome, now)
-        elif isinstance(outcome, Rejected):
-            shard.page.letters.append(
-                Letter(
-                    integration.project_id, integration.id, event.id, event.name, reason, message,
-                    None, delivery.raw, landed.request, landed.response, landed.status,
-                    delivery.attempts, now,
-                )
-            )  # fmt: skip
-        if delivery.entry is not None:
-            shard.settle(delivery.entry, integration.id)
-        elif delivery.lane_id:
-            self._leave_lane(delivery)
-
-    def _leave_lane(self, delivery: Delivery) -> None:
-        pipeline, lane_id = delivery.pipeline, delivery.lane_id
-        keys, integration = pipeline.shard.keys, pipeline.integration
-        assert lane_id  # noqa: S101  the caller looked
-        commands = pipeline.shard.commands
-        commands.append(("XDEL", keys.lane(integration.id), lane_id))
-        if delivery.attempts > 1 or delivery.due:
-            commands.append(("HDEL", keys.tries(integration.id), lane_id))
-        pipeline.unwait(lane_id)
-        pipeline.lane_len -= 1
-        if pipeline.passed_over:
-            pipeline.rewind()
-        if pipeline.lane_len == 0:
-            commands.append(("ZREM", keys.due, integration.id))
-            pipeline.due = 0
-        pipeline.shard.after.append(lambda: self._left(pipeline, lane_id))
-
-    def _left(self, pipeline: Pipeline, lane_id: bytes) -> None:
-        pipeline.live.discard(lane_id)
-
-    def _learned(self, delivery: Delivery, outcome: Delivered, now: int) -> None:
-        shard, event = delivery.pipeline.shard, delivery.event
-        project = delivery.pipeline.integration.project_id
-        record = dump_text(dict(outcome.learned or {}))
-        shard.commands.append(("HSET", shard.keys.users(project), event.user_key, record))
-        shard.page.learned.append(Learned(project, event.user_key, record, now))
+            pipeline.shard.after.append(lambda: remain(delivery))
 
     def _suspend(self, pipeline: Pipeline, reason: str, message: str) -> None:
         """Hold the pipeline from now on; the database follows (`wanted`)."""
-        integration, shard = pipeline.integration, pipeline.shard
+        integration, now = pipeline.integration, int(self.clock.now_ms())
         pipeline.suspended_epoch = integration.epoch
-        pipeline.reason, pipeline.message = reason, integration.mask(message)[:1000]
+        pipeline.reason, pipeline.message = reason, integration.mask(message)[:MESSAGE_LENGTH]
         pipeline.due, pipeline.probing = 0, True
         self._queue_to_lane(pipeline)
         pipeline.forget_lane()
-        wanted = dump_text(
-            {
-                "epoch": integration.epoch,
-                "reason": reason,
-                "message": pipeline.message,
-                "at": int(self.clock.now_ms()),
-            }
-        )
-        shard.commands.append(("HSET", shard.keys.wanted, integration.id, wanted))
-        key = shard.keys.pipe(integration.id, integration.epoch)
-        shard.commands += [("HSET", key, "suspended", 1), ("EXPIRE", key, PIPE_SECONDS)]
-        self._failure(pipeline)
+        want_suspension(pipeline, now)
+        failure(pipeline, now)
         log.warning("Suspended %s (%s): %s", integration.id, integration.slug, pipeline.message)
+
+    def _settle(self, delivery: Delivery, landed: Landed, name: str = "") -> None:
+        settle(delivery, landed, int(self.clock.now_ms()), name)
 
     # --- changes from outside ---------------------------------------------------------------
 
@@ -675,32 +518,30 @@ class Dispatcher:
         queued = pipeline.empty()
         self.unsent -= len(queued)
         for delivery in queued:
-            self.settle(delivery, landed, name)
+            self._settle(delivery, landed, name)
         pipeline.forget_lane()
         async for page in lane.head(self.state.redis, pipeline, pipeline.lane_len):
             for delivery in page:
-                self.settle(delivery, landed, name)
+                self._settle(delivery, landed, name)
 
     async def expire(self) -> None:
         """Let go what has waited longer than the hold, or is too much for it: expired."""
-        oldest = self.clock.now_ms() - self.settings.hold_seconds * 1000
         for pipeline in list(self.pipelines.values()):
-            if pipeline.lane_len <= 0:
+            if pipeline.lane_len <= 0 or pipeline.shard.lost:
                 continue
-            surplus = pipeline.lane_len - self.settings.hold_events if pipeline.held else 0
-            most = max(surplus, lane.PAGE)
-            async for page in lane.head(self.state.redis, pipeline, most):
+            policy = pipeline.integration.policy
+            oldest = self.clock.now_ms() - policy.hold_seconds * 1000
+            surplus = max(pipeline.lane_len - policy.hold_events, 0) if pipeline.held else 0
+            async for page in lane.head(self.state.redis, pipeline, max(surplus, lane.PAGE)):
                 for delivery in page:
-                    old = delivery.accepted < oldest
-                    if not old and surplus <= 0:
+                    if delivery.accepted < oldest:
+                        why = Skipped("hold_seconds", "waited longer than events are held")
+                    elif surplus > 0:
+                        why = Skipped("hold_events", "more wait than are held; the oldest went")
+                    else:
                         break
                     surplus -= 1
-                    reason = "hold_seconds" if old else "hold_events"
-                    gone = Skipped(
-                        reason,
-                        "waited longer than events are held" if old else "more than are held",
-                    )
-                    self.settle(delivery, Landed(gone), "expired")
+                    self._settle(delivery, Landed(why), "expired")
 
     # --- the machinery ----------------------------------------------------------------------
 
@@ -772,7 +613,3 @@ def _joined(one: Round, other: Round) -> Round:
         one.gone or other.gone,
         asked,
     )
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -22,6 +22,7 @@ class Tried(msgspec.Struct, array_like=True):
     step: int = 0
     note: str = ""
     user: str = ""
+    alone: int = 0  # failures while others were taken
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -31,7 +32,14 @@ _decode = msgspec.msgpack.Decoder(Tried).decode
 def pack_tried(delivery: Delivery) -> bytes:
     """Return what to remember of a delivery."""
     return _encode(
-        Tried(delivery.attempts, delivery.due, delivery.step, delivery.note, delivery.user)
+        Tried(
+            delivery.attempts,
+            delivery.due,
+            delivery.step,
+            delivery.note,
+            delivery.user,
+            delivery.alone,
+        )
     )
 
 
@@ -127,6 +135,7 @@ def _delivery(
         step=known.step,
         note=known.note,
         due=known.due,
+        alone=known.alone,
     )
 
 

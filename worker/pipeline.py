@@ -34,6 +34,7 @@ class Delivery:
     attempts: int = 0
     step: int = 0
     note: str = ""
+    alone: int = 0  # times the upstream took others and not this one
     due: int = 0  # store clock, ms; an event that fails alone waits until then
     since: float = 0.0  # loop clock when it came into memory
     landed: "Landed | None" = None  # came back before its place in the lane was known
@@ -91,6 +92,7 @@ class Pipeline:
     exhausted: bool = False  # nothing more to read until something changes
     passed_over: bool = False  # events behind the cursor wait for others
     reading: bool = False
+    fared: float = 0.0  # store clock, ms: when others were last told that it delivers
     batch: tuple[bytes, int] | None = None  # last lane id and opening time of a whole batch
 
     @property

@@ -56,6 +56,30 @@ def matching(pattern: str, remedy: str) -> Any:
     return AfterValidator(check)
 
 
+class DeliverySettings(BaseModel):
+    """How patient the worker is with this integration; what is not set is the service's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    retry_schedule: tuple[Annotated[float, Field(ge=0, le=86_400)], ...] | None = Field(
+        None, min_length=1, description="Seconds to wait after the first, second … failed round"
+    )
+    retry_threshold: int | None = Field(
+        None, ge=1, le=1000, description="Failed rounds in a row that suspend"
+    )
+    credential_threshold: int | None = Field(
+        None, ge=1, le=1000, description="Refusals of the credentials in a row that suspend"
+    )
+    reject_threshold: int | None = Field(
+        None, ge=1, le=100_000, description="Events rejected in a row that suspend"
+    )
+    event_attempts: int | None = Field(
+        None, ge=1, le=1000, description="Attempts of an event that alone keeps failing"
+    )
+    hold_seconds: int | None = Field(None, ge=1, description="How long an event may wait")
+    hold_events: int | None = Field(None, ge=1, description="How many may wait while suspended")
+
+
 class Settings(BaseModel):
     """Settings every integration has; a provider's own model adds its sheet's keys.
 
@@ -75,6 +99,9 @@ class Settings(BaseModel):
     no_revenue_events: tuple[str, ...] = Field((), description="Events to send without amount")
     send_sandbox: bool = Field(False, description="Send sandbox events too")
     ordering: Literal["on", "off"] = Field("on", description="Keep the order of a user's events")
+    delivery: DeliverySettings = Field(
+        default_factory=DeliverySettings, description="Patience of its own: thresholds, hold times"
+    )
 
     name_pattern: ClassVar[re.Pattern[str] | None] = None  # of the upstream's event names
     name_rule: ClassVar[str] = ""  # the same in words

@@ -1,0 +1,95 @@
+"""From a batch to a report: token, what is known of the users, the attempt itself."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from providers.kit import Rejected
+from worker.attempt import Attempt, Report, context_for
+from worker.clock import StoreClock
+from worker.directory import Directory, Integration
+from worker.pipeline import Delivery, Landed, Pipeline
+from worker.state import State
+from worker.tokens import Tokens
+from worker.transport import Transport
+
+log = logging.getLogger(__name__)
+
+DAY_MS = 86_400_000  # an attribution that has not come by then does not come
+
+
+@dataclass
+class Sender:
+    """Sends batches; knows nothing of queues or rounds."""
+
+    directory: Directory
+    transport: Transport
+    state: State
+    clock: StoreClock
+    tokens: Tokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = Tokens(self.transport)
+
+    async def send(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
+        """Send a batch once and return what came of it; an adapter's fault costs one event only."""
+        integration = pipeline.integration
+        now = self.clock.now_ms()
+        token = await self.tokens.values(integration, now)
+        if not isinstance(token, Mapping):
+            report = Report([Landed(token) for _ in batch])
+            report.blame(token)
+            return report
+        context = context_for(
+            integration,
+            now,
+            token=token,
+            notes={d.event.id: d.note for d in batch if d.note},
+            batch_at=_time(pipeline.batch[1]) if pipeline.batch else None,
+            **await self._knowledge(pipeline, batch),
+        )
+        events = [delivery.event for delivery in batch]
+        steps = [delivery.step for delivery in batch]
+        try:
+            return await Attempt(integration, self.transport, context, events, steps).run()
+        except Exception as error:
+            if len(batch) > 1:
+                return await self._halves(pipeline, batch)
+            log.exception("The %s adapter failed on event %s", integration.slug, events[0].id)
+            told = f"{type(error).__name__} in the adapter; see the log"
+            return Report([Landed(Rejected("adapter_error", told))])
+
+    async def _halves(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
+        """Find the event that an adapter fails on, and let the others pass."""
+        middle = len(batch) // 2
+        report = await self.send(pipeline, batch[:middle])
+        report.join(await self.send(pipeline, batch[middle:]))
+        return report
+
+    async def _knowledge(self, pipeline: Pipeline, batch: list[Delivery]) -> dict[str, Any]:
+        """Return what is known of the users, for providers that resolve or need attribution."""
+        integration = pipeline.integration
+        if integration.slug != "searchads" and not integration.provider.needs_attribution:
+            return {}
+        users = sorted({d.event.user_key for d in batch if d.event.user_key})
+        known = await self.state.attributions(pipeline.shard.keys, integration.project_id, users)
+        now = self.clock.now_ms()
+        resolving = {
+            delivery.event.user_key
+            for delivery in batch
+            if delivery.event.user_key not in known
+            and "_q_asa_token" in delivery.event.properties
+            and now - delivery.accepted < DAY_MS
+            and self._resolves(integration)
+        }
+        return {"attributions": known, "resolving": frozenset(resolving)}
+
+    def _resolves(self, integration: Integration) -> bool:
+        others = self.directory.targets(integration.project_id, integration.platform)
+        return any(other.slug == "searchads" for other in others)
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
