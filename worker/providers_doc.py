@@ -118,6 +118,8 @@ def _type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         case "array":
             items = field.get("items", {})
             return f"list of {_type(items, definitions)}" if items else "list"
+        case "object" if "properties" in field:
+            return "object of " + ", ".join(f"`{key}`" for key in field["properties"])
         case "object":
             values = field.get("additionalProperties", field.get("patternProperties"))
             return f"object of {_type(values, definitions)}" if _typed(values) else "object"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from providers.kit import KB, Limits, Plan, Provider, Secret, Settings, by_status
 from worker import providers_doc
@@ -20,6 +20,13 @@ from worker.providers_doc import (
 )
 
 
+class Window(BaseModel):
+    """When to send."""
+
+    opens: int = 0
+    closes: int = 24
+
+
 class AcmeSettings(Settings):
     """Made up."""
 
@@ -27,6 +34,7 @@ class AcmeSettings(Settings):
     api_key: Secret = Field(description="Key of the account")
     rate: int = Field(5, ge=1, le=9, description="Calls a second")
     places: dict[str, str] = Field(default_factory=dict, description="By event")
+    window: Window | None = Field(None, description="Hours of sending")
     sandbox_api_key: Secret | None = Field(None, description="Key for sandbox events")
 
 
@@ -48,11 +56,12 @@ PROVIDER: Provider[AcmeSettings] = Provider(
 
 def test_settings_say_type_default_and_secrecy_required_ones_first() -> None:
     rows = {row["key"]: row for row in settings_of(AcmeSettings, own=True)}
-    assert list(rows) == ["api_key", "region", "rate", "places", "sandbox_api_key"]
+    assert list(rows) == ["api_key", "region", "rate", "places", "window", "sandbox_api_key"]
     assert (rows["api_key"]["required"], rows["api_key"]["secret"]) == (True, True)
     assert (rows["region"]["type"], rows["region"]["default"]) == ("`us`, `eu`", "us")
     assert rows["rate"]["type"] == "number, 1 to 9"
     assert rows["places"]["type"] == "object of text"
+    assert rows["window"]["type"] == "object of `opens`, `closes`"
     assert (rows["sandbox_api_key"]["type"], rows["sandbox_api_key"]["secret"]) == ("text", True)
     assert "send_revenue" in {row["key"] for row in settings_of(AcmeSettings)}
 
