@@ -28,7 +28,8 @@ REMEDIES = {
     "bad_request": "The upstream does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }
-NO_REMEDY = "Nothing to do while it is tried again; if it stays, ask the provider's status page."
+AS_NAMED = "Put right what the message names, in the settings or at the provider, then activate."
+WAIT = "Nothing to do while it is tried again; if it stays, ask the provider's status page."
 
 
 def dossier_of(connection: Connection, here: Services, row: Integration) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def _error(connection: Connection, row: Integration) -> dict[str, Any] | None:
         "failures_since_delivery": row.delivery_error_count,
         "dead_letters": open_letters,
         "sample": sample._asdict() if sample else None,
-        "remedy": REMEDIES.get(row.last_error_reason or "", NO_REMEDY),
+        "remedy": REMEDIES.get(row.last_error_reason or "", AS_NAMED if row.active == 2 else WAIT),
     }
 
 
@@ -86,14 +87,16 @@ def _waiting(redis: Redis, keys: Keys, row: Integration) -> dict[str, Any] | Non
         return None
     return {
         "events": events,
-        "oldest_since": _time(int(oldest[0][0].split(b"-")[0])) if oldest else None,
+        "oldest_since": _time(int(oldest[0][1].get(b"t", 0))) if oldest else None,
         "failed_rounds": int(failures or 0),
         "next_attempt_at": _time(due) if due and events and row.active == 1 else None,
     }
 
 
 def _time(milliseconds: float) -> str | None:
-    return moment(datetime.fromtimestamp(milliseconds / 1000, UTC))
+    """Return a time of the store's clock as the API writes it; None for 0, unknown."""
+    at = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment(at) if milliseconds else None
 
 
 def _next(row: Integration, waiting: dict[str, Any] | None, hold_seconds: int) -> str:

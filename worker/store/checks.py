@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from providers.kit import InvalidSettings, Settings, read_settings
 from worker.registry import UnknownProvider, provider_of
@@ -85,14 +85,21 @@ def _blocked(model: Settings, *, allow_private: bool) -> Iterator[Fault]:
 
 
 def shown_settings(model: Settings) -> dict[str, Any]:
-    """Return the settings as they may be seen: a secret only as set, with a fingerprint."""
-    return {key: _shown(getattr(model, key)) for key in type(model).model_fields}
+    """Return what was given of the settings: a secret only as set, with a fingerprint."""
+    return _shown_fields(model)
+
+
+def _shown_fields(model: BaseModel) -> dict[str, Any]:
+    given = model.model_fields_set
+    return {key: _shown(getattr(model, key)) for key in type(model).model_fields if key in given}
 
 
 def _shown(value: Any) -> Any:
     if isinstance(value, SecretStr):
         digest = sha256(value.get_secret_value().encode()).hexdigest()
         return {"set": True, "fingerprint": digest[:8]}
+    if isinstance(value, BaseModel):
+        return _shown_fields(value)
     if isinstance(value, Mapping):
         return {key: _shown(part) for key, part in value.items()}
     return list(value) if isinstance(value, tuple | frozenset) else value

@@ -57,7 +57,9 @@ def test_settings_are_written_and_never_read(project: Project) -> None:
     assert SECRET not in shown.text
     kept = project("PUT", settings_url(made), {"api_key": {"set": True}, "region": "us"})
     assert kept.json()["settings"]["api_key"] == shown.json()["settings"]["api_key"]
-    assert project("GET", made["url"]).json()["updated_at"] >= made["updated_at"]
+    given = {"api_key": kept.json()["settings"]["api_key"], "region": "us"}
+    assert kept.json()["settings"] == given
+    assert project("PUT", settings_url(made), given).json() == kept.json()
 
 
 def test_every_faulty_setting_is_named_without_its_value(project: Project) -> None:
@@ -91,8 +93,8 @@ def test_the_dossier_tells_why(project: Project, app: FastAPI, engine: Engine) -
     with engine.begin() as connection:
         suspend(connection, made["id"], 0, message="401: no", reason="unauthorized", at=AT)
     lane = RedisKeys(shard_of("prj_a", app.state.services.settings.shards)).lane(made["id"])
-    redis.xadd(lane, {"e": "{}"}, id="1780312836000-0")
-    redis.xadd(lane, {"e": "{}"}, id="1780312836001-0")
+    redis.xadd(lane, {"e": "{}", "t": 1780312836000})
+    redis.xadd(lane, {"e": "{}", "t": 1780312836001})
     told = project("GET", url).json()
     assert told["integration"]["active"] == 2
     assert told["waiting"]["events"] == 2
