@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.inputs import read_object
-from worker.cli.output import AsJson, note, print_fields, print_json, print_table
+from worker.cli.output import AsJson, Failure, note, print_fields, print_json, print_table
 from worker.cli.store import ACTOR, changing, looking, redis_of, settings_here
 from worker.cli.tryout import Store
 
@@ -178,15 +178,12 @@ def change_settings(
 
 
 def _shown_settings(integration_id: str) -> dict[str, Any]:
-    from worker.cli.output import Failure  # noqa: PLC0415
     from worker.store.checks import shown_settings  # noqa: PLC0415  quick --help
 
     compiled = _compiled(integration_id)
     if compiled.settings is None:
         raise Failure(compiled.fault)
-    shown = shown_settings(compiled.settings)
-    given = compiled.settings.model_fields_set
-    return {key: value for key, value in shown.items() if key in given}
+    return shown_settings(compiled.settings)
 
 
 def _compiled(integration_id: str) -> Any:
