@@ -233,3 +233,8 @@ def post(url: str, body: bytes = b"{}", **headers: str) -> Request:
 
 def get(url: str) -> Request:
     return Request("GET", url)
+
+
+def framed(head: str, body: bytes = b"") -> bytes:
+    """Return an answer on the wire: `head` with its line ends, then `body`."""
+    return head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body

@@ -13,6 +13,7 @@ from tests.worker.transport.conftest import (
     MakeTransport,
     StartUpstream,
     Upstream,
+    framed,
     get,
     post,
 )
@@ -151,10 +152,6 @@ async def test_the_environments_proxy_is_not_used(
 
 
 # --- what is read ------------------------------------------------------------------------------
-
-
-def framed(head: str, body: bytes = b"") -> bytes:
-    return head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body
 
 
 @pytest.mark.parametrize("status", [200, 202, 300, 301, 400, 404, 410, 429, 499, 500, 503, 599])
