@@ -123,9 +123,11 @@ class Attempt:
                 split += [half for half in (halves[:middle], halves[middle:]) if half]
         for half in split:
             await self._send(half, passes)
-        for step in sorted({self.steps[position] for position in again}):
-            alike = sorted(position for position in again if self.steps[position] == step)
-            await self._send(alike, passes - 1)
+        alike: dict[int, list[int]] = {}  # by step: they share requests
+        for position in sorted(again):
+            alike.setdefault(self.steps[position], []).append(position)
+        for group in alike.values():
+            await self._send(group, passes - 1)
 
     def _plan(self, positions: list[int]) -> Plan:
         integration = self.integration
