@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 def sandbox(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0: any free one.")] = 9000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Play the upstreams on this machine: strict, and told to fail at will."""
     from worker.sandbox.app import serve  # noqa: PLC0415  quick --help
 
     try:
-        serve(port, _say)
+        serve(port, _say, host)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise Failure(
-            f"Cannot listen on 127.0.0.1:{port}: {reason}. Choose another --port."
-        ) from None
+        raise Failure(f"Cannot listen on {host}:{port}: {reason}. Choose another --port.") from None
 
 
 def _say(port: int, started: "Sandbox") -> None:

@@ -1,6 +1,6 @@
 """The sandbox: every fake upstream behind one port, at `/<host of the real one>/<path>`.
 
-`/_sandbox/` tells it to fail and asks what has arrived. It listens on the loopback address only.
+`/_sandbox/` tells it to fail and asks what has arrived. It listens on the loopback address unless told otherwise.
 """
 
 import asyncio
@@ -152,15 +152,19 @@ async def _hang_up(receive: Receive, send: Send) -> None:
     await receive()  # the server has noticed
 
 
-def serve(port: int, ready: Callable[[int, Sandbox], None] = lambda _port, _sandbox: None) -> None:
-    """Serve on the loopback address until told to stop; `ready` is told the port (0: any).
+def serve(
+    port: int,
+    ready: Callable[[int, Sandbox], None] = lambda _port, _sandbox: None,
+    host: str = "127.0.0.1",
+) -> None:
+    """Serve until told to stop, on the loopback address by default; `ready` is told the port.
 
     Raises:
         OSError: the port is taken.
     """
     import uvicorn  # noqa: PLC0415  not needed by those who only want the upstreams
 
-    listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+    listener = socket.create_server((host, port), backlog=1024)
     sandbox = Sandbox()
     config = uvicorn.Config(
         sandbox,
