@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from worker.api.schemas import Error
+from worker.registry import all_providers
 
 KEYS = {
     "secret_key": {
@@ -60,7 +61,20 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             _complete(path, method, operation)
+    _name_providers(found["paths"]["/v4/integrations"]["post"])
     return found
+
+
+def _name_providers(create: dict[str, Any]) -> None:
+    """Say which slugs there are, and which stores each of them takes."""
+    by_stores: dict[tuple[str, ...], list[str]] = {}
+    for provider in all_providers().values():
+        by_stores.setdefault(tuple(provider.stores), []).append(provider.slug)
+    schema = create["requestBody"]["content"]["application/json"]["schema"]
+    schema["anyOf"] = [
+        {"properties": {"integration": {"enum": slugs}, "target_platform": {"enum": list(stores)}}}
+        for stores, slugs in by_stores.items()
+    ]
 
 
 def _complete(path: str, method: str, operation: dict[str, Any]) -> None:

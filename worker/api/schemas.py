@@ -135,7 +135,14 @@ class NewIntegration(BaseModel):
 
     model_config = _example(NEW)
 
-    title: str = Field(min_length=1, max_length=255, pattern=r"\S", description="Not blank")
+    title: str = Field(
+        min_length=1,
+        max_length=255,
+        description="Not blank; no control characters or line breaks",
+        json_schema_extra={
+            "allOf": [{"pattern": r"\S"}, {"pattern": r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"}]
+        },
+    )
     integration: str = Field(description="A provider's slug, see /v4/integrations/meta")
     target_platform: Store = Field(description="Case-sensitive; one of the provider's stores")
 

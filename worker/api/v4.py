@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from worker.api.auth import Caller, Here, project_of_request
 from worker.api.body import Body
@@ -26,6 +27,15 @@ from worker.store.errors import Invalid, NotFound
 router = APIRouter(
     prefix="/v4/integrations", tags=["integrations"], dependencies=[Depends(project_of_request)]
 )
+
+
+class _IdConvertor(StringConvertor):
+    """A path's id; `meta` is a place of its own, so that its 405 names its own methods."""
+
+    regex = r"(?!meta(?:/|$))[^/]+"
+
+
+register_url_convertor("integration_id", _IdConvertor())
 _ID = re.compile(r"[a-zA-Z0-9._-]{1,256}")
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
@@ -105,7 +115,7 @@ def list_providers() -> Catalogue:
     return catalogue()
 
 
-@router.get("/{integration_id}", response_model=IntegrationObject)
+@router.get("/{integration_id:integration_id}", response_model=IntegrationObject)
 def show_integration(integration_id: IntegrationId, caller: Caller, here: Here) -> Response:
     """Return an integration."""
     with reading(here.engine) as connection:
@@ -113,7 +123,7 @@ def show_integration(integration_id: IntegrationId, caller: Caller, here: Here) 
 
 
 @router.post(
-    "/{integration_id}/status",
+    "/{integration_id:integration_id}/status",
     response_model=IntegrationObject,
     openapi_extra={"requestBody": schema_of(NewStatus)},
 )
@@ -136,7 +146,7 @@ def status_of(body: dict[str, Any]) -> int:
     return int(value)
 
 
-@router.delete("/{integration_id}", status_code=204, response_class=Response)
+@router.delete("/{integration_id:integration_id}", status_code=204, response_class=Response)
 def delete_integration(integration_id: IntegrationId, caller: Caller, here: Here) -> Response:
     """Delete for good; events that wait for it are dropped and counted."""
     with here.engine.begin() as connection:

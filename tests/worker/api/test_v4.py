@@ -467,6 +467,8 @@ def test_unknown_urls(project: Project, path: str) -> None:
         ("PATCH", "/a1", "GET, DELETE"),
         ("POST", "/a1", "GET, DELETE"),
         ("GET", "/a1/status", "POST"),
+        ("DELETE", "/meta", "GET"),
+        ("POST", "/meta", "GET"),
         ("OPTIONS", "", "GET, POST"),
     ],
 )
