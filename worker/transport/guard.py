@@ -50,7 +50,8 @@ _GLOBAL_V6 = IPv6Network("2000::/3")
 _REFUSED_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 _INSIDE = (".localhost", ".local", ".internal", ".home.arpa")  # never a public server
 
-_URL = re.compile(r"((?i:https?))://([^/?#\\]+)((?:[/?][!\"$-\[\]-~]*)?)")
+_URL = re.compile(r"((?i:https?))://([^/?#\\]+)((?:/[!\"$->@-\[\]-~]*)?)")  # without its query
+_QUERY = re.compile(r"[!\"$-\[\]-~]*")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]%]+)(?::([1-9][0-9]{0,4}))?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # what some resolvers read as (part of) an address
@@ -89,13 +90,22 @@ def parse(url: str, *, allow_private: bool) -> tuple[Origin, str]:
     Raises:
         BlockedUrl: saying what is wrong with it.
     """
+    path, mark, query = url.partition("?")
+    origin, target = _place(path, allow_private)
+    if not mark:
+        return origin, target
+    if not _QUERY.fullmatch(query):
+        raise BlockedUrl(_fault(url))
+    return origin, f"{target}?{query}"
+
+
+@lru_cache(maxsize=8192)
+def _place(url: str, allow_private: bool) -> tuple[Origin, str]:
     match = _URL.fullmatch(url)
     if match is None:
         raise BlockedUrl(_fault(url))
     scheme, authority, target = match.groups()
-    if not target.startswith("/"):
-        target = "/" + target
-    return _origin(scheme, authority, allow_private), target
+    return _origin(scheme, authority, allow_private), target or "/"
 
 
 def _fault(url: str) -> str:
@@ -108,7 +118,6 @@ def _fault(url: str) -> str:
     return "the URL needs a host, and must be printable ASCII without spaces (encode others as %XX)"
 
 
-@lru_cache(maxsize=8192)
 def _origin(scheme: str, authority: str, allow_private: bool) -> Origin:
     secure = scheme.lower() == "https"
     if not (secure or allow_private):

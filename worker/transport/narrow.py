@@ -18,13 +18,12 @@ from worker.transport.wire import (
     CONNECT_SECONDS,
     MAX_BODY,
     MAX_HEAD,
-    MAX_HEADERS,
     HeaderFlood,
     TransportError,
-    add_header,
     answer,
     failure_of,
     head_of,
+    headers_of,
     timed_out,
     until_close,
 )
@@ -73,7 +72,7 @@ class NarrowTransport:
     async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  one total deadline
         """See `Transport.send`."""
         origin, target = self._guard.route(request.url)
-        data = _message(request, origin, target)
+        data = head_of(request, target, origin.authority).encode("latin-1") + request.body
         deadline = self.loop.time() + timeout
         bare = request.method == "HEAD"
         key = (pool, origin.key)
@@ -197,12 +196,6 @@ class NarrowTransport:
         self._timer = self.loop.call_later(TICK_SECONDS, self._tick) if self.open else None
 
 
-def _message(request: Request, origin: Origin, target: str) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in head_of(request, origin.authority)]
-    head = f"{request.method} {target} HTTP/1.1\r\n{''.join(lines)}\r\n"
-    return head.encode("latin-1") + request.body
-
-
 class _Connection(asyncio.BufferedProtocol):
     """One connection: writes a request, reads its answer, then goes back to its pool.
 
@@ -210,7 +203,7 @@ class _Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_bare", "_body", "_count", "_headers", "_interim", "_parser", "_pools", "_ready", "_room",
+        "_bare", "_body", "_headers", "_interim", "_parser", "_pools", "_raw", "_ready", "_room",
         "_size", "_status", "_until_close", "_used", "_waiter", "born", "deadline", "key",
         "since", "transport", "unwanted",
     )  # fmt: skip
@@ -233,10 +226,9 @@ class _Connection(asyncio.BufferedProtocol):
         """
         pools = self._pools
         self._bare = bare
-        self._headers: dict[str, str] = {}
+        self._raw: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._size = 0  # of the head so far, then of the body
-        self._count = 0  # of headers
+        self._size = 0  # of the body so far
         self._interim = 0
         self._room = MAX_HEAD
         self._until_close = self._ready = False
@@ -325,14 +317,8 @@ class _Connection(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, within the caps; trailers are dropped."""
-        if self._ready or self._waiter is None:
-            return
-        self._count += 1
-        self._size += len(name) + len(value) + 4
-        if self._count > MAX_HEADERS or self._size > MAX_HEAD:
-            raise HeaderFlood
-        add_header(self._headers, name, value)
+        """Take a header. Trailers land here too, and are not looked at."""
+        self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Skip a few 1xx; of the real answer, see how its body ends."""
@@ -341,13 +327,13 @@ class _Connection(asyncio.BufferedProtocol):
         status = self._status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self._interim += 1
-            self._headers = {}
+            self._raw.clear()
             if self._interim > MAX_INTERIM:
                 raise TransportError("protocol", "the upstream sent 1xx answers without an end")
             return
+        self._headers = headers_of(self._raw)
         self._until_close = until_close(status, self._headers) and not self._bare
         self._ready = True
-        self._size = 0
         self._room += MAX_RAW
         if self._bare or (status in BODILESS and FRAMING & self._headers.keys()):
             self._finish(whole=False)  # the parser would wait for the body that was announced

@@ -18,14 +18,12 @@ from worker.transport.guard import Guard, Origin
 from worker.transport.wire import (
     CONNECT_SECONDS,
     MAX_BODY,
-    MAX_HEAD,
-    MAX_HEADERS,
     HeaderFlood,
     TransportError,
-    add_header,
     answer,
     failure_of,
     head_of,
+    headers_of,
     timed_out,
     until_close,
 )
@@ -46,7 +44,7 @@ class ReferenceTransport:
     async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  one total deadline
         """See `Transport.send`."""
         origin, target = self._guard.route(request.url)
-        head = head_of(request, origin.authority)
+        _, *lines = head_of(request, target, origin.authority).encode("latin-1").splitlines()[:-1]
         key = (pool, origin.key)
         self._users[key] = self._users.get(key, 0) + 1
         try:
@@ -56,7 +54,7 @@ class ReferenceTransport:
                 outgoing = httpx.Request(
                     request.method,
                     f"{origin.scheme}://{address}:{origin.port}/",
-                    headers=[(name.encode(), value.encode("latin-1")) for name, value in head],
+                    headers=[_pair(line) for line in lines],
                     content=request.body,
                     extensions={
                         "target": target.encode(),
@@ -112,13 +110,13 @@ class ReferenceTransport:
             await self._pools.pop(unused).aclose()
 
 
+def _pair(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b": ")
+    return name, value
+
+
 async def _read(incoming: httpx.Response, *, bare: bool) -> Response:
-    raw = incoming.headers.raw
-    if len(raw) > MAX_HEADERS or sum(len(n) + len(v) + 4 for n, v in raw) > MAX_HEAD:
-        raise HeaderFlood
-    headers: dict[str, str] = {}
-    for name, value in raw:
-        add_header(headers, name, value)
+    headers = headers_of(incoming.headers.raw)
     until_close(incoming.status_code, headers)
     body = b""
     async for piece in incoming.stream:  # type: ignore[union-attr]  # raw: never decoded

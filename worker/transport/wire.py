@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -61,49 +61,50 @@ _REFUSED = frozenset(
 _WITH_LENGTH = frozenset({"POST", "PUT", "PATCH"})
 
 
-def head_of(request: Request, authority: str) -> list[tuple[str, str]]:
-    """Return the headers to send; `Host`, `Content-Length` and `Accept-Encoding` are ours.
+def head_of(request: Request, target: str, authority: str) -> str:
+    """Return the head to send, with its empty line; all of it is Latin-1.
+
+    `Host`, `Content-Length` and `Accept-Encoding` are ours, whatever the request says.
 
     Raises:
         TransportError: a name or value could break out of its line, or changes the framing.
     """
-    if not _is_method(request.method):
+    names = tuple([name for name, _ in request.headers])
+    values = [value for _, value in request.headers]
+    if not _is_value("".join(values)):
+        bad = next(name for name, value in request.headers if not _is_value(value))
+        raise _refusal(bad)
+    size = str(len(request.body)) if request.body or request.method in _WITH_LENGTH else None
+    if size:
+        values.append(size)
+    template = _template(request.method, names, size is not None)
+    return template % (target, authority, *values)
+
+
+@lru_cache(maxsize=1024)
+def _template(method: str, names: tuple[str, ...], with_length: bool) -> str:
+    """Return the head with %s for target, host and every value; most requests share a few."""
+    if not (method.isascii() and method.isalpha() and method.isupper()) or method == "CONNECT":
         raise TransportError("protocol", "the method is not an HTTP method", "settings")
-    head = [("Host", authority), ("Accept-Encoding", "identity")]
-    agent = True
-    for name, value in request.headers:
-        kind = _kind(name)
-        if kind == "ours":
-            continue
-        if kind == "refused" or not _is_value(value):
-            raise TransportError("protocol", f"header {name[:64]!a} may not be sent", "settings")
-        agent = agent and kind != "agent"
-        head.append((name, value))
-    if agent:
-        head.append(("User-Agent", USER_AGENT))
-    if request.body or request.method in _WITH_LENGTH:
-        head.append(("Content-Length", str(len(request.body))))
-    return head
-
-
-@lru_cache(maxsize=64)
-def _is_method(method: str) -> bool:
-    return method.isascii() and method.isalpha() and method.isupper() and method != "CONNECT"
-
-
-@lru_cache(maxsize=4096)
-def _kind(name: str) -> Literal["ours", "agent", "refused", "plain"]:
-    lower = name.lower()
-    if lower in _OURS:
-        return "ours"
-    if lower in _REFUSED or not _TOKEN.fullmatch(name):
-        return "refused"
-    return "agent" if lower == "user-agent" else "plain"
+    lines = [f"{method} %s HTTP/1.1", "Host: %s", "Accept-Encoding: identity"]
+    if "user-agent" not in map(str.lower, names):
+        lines.append(f"User-Agent: {USER_AGENT}")
+    head = "\r\n".join(lines) + "\r\n"
+    for name in names:
+        if name.lower() in _REFUSED or not _TOKEN.fullmatch(name):
+            raise _refusal(name)
+        ours = name.lower() in _OURS
+        head += "%.0s" if ours else f"{name.replace('%', '%%')}: %s\r\n"  # %.0s prints nothing
+    return head + ("Content-Length: %s\r\n\r\n" if with_length else "\r\n")
 
 
 def _is_value(value: str) -> bool:
     """Whether it is printable Latin-1 on one line."""
     return value.isprintable() and (value.isascii() or max(value) <= "\xff")
+
+
+def _refusal(name: str) -> TransportError:
+    return TransportError("protocol", f"header {name[:64]!a} may not be sent", "settings")
 
 
 # --- the answer --------------------------------------------------------------------------------
@@ -116,10 +117,22 @@ class HeaderFlood(TransportError):
         super().__init__("too_large", "the upstream's answer has too many or too long headers")
 
 
-def add_header(headers: dict[str, str], name: bytes, value: bytes) -> None:
-    """Put a raw header into `headers`, joined with one of the same name."""
-    key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
-    headers[key] = f"{headers[key]}, {text}" if key in headers else text
+def headers_of(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return an answer's headers, names in lower case, those of one name joined.
+
+    Raises:
+        HeaderFlood: there are more than the caps allow.
+    """
+    if (
+        len(raw) > MAX_HEADERS
+        or sum([len(name) + len(value) + 4 for name, value in raw]) > MAX_HEAD
+    ):
+        raise HeaderFlood
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
 
 
 def until_close(status: int, headers: Mapping[str, str]) -> bool:
