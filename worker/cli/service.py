@@ -85,10 +85,12 @@ def up(
             **{name: value for name, value in given.items() if name != "data_dir"},
             broker_url=settings.broker_url,
             database_url=settings.database_url,
+            allow_private_upstreams=settings.allow_private_upstreams,
             pid=os.getpid(),
             api_url=f"http://127.0.0.1:{port}",
         )
         sample = _sample(settings) if sandbox else ""
+        parts.wait_for_http(f"http://127.0.0.1:{port}/healthz")
         _announce(settings, port, folder, sample)
         keeper.watch()
     finally:
