@@ -77,6 +77,7 @@ class WorkerSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
     notify_url: SecretStr | None = Field(None, description="Webhook or Slack URL for operators")
+    notify_secret: SecretStr | None = Field(None, description="whsec_… that signs those webhooks")
 
     @model_validator(mode="before")
     @classmethod

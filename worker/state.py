@@ -17,6 +17,8 @@ UNSHARDED = "onward:intake"
 OWNERS = "onward:owners"
 TICK = "onward:tick"
 RECORDING = "onward:recording"
+NOTIFYING = "onward:notifying"
+NOTIFYING_MS = 60_000
 RECORDING_MS = 10_000  # a recorder that was killed keeps others out for so long
 LEASE_MS = 10_000
 PIPE_DAYS = 7
@@ -52,6 +54,11 @@ class Keys:
     def due(self) -> str:
         """Integrations with a lane, by when (store clock, ms) it wants attention."""
         return self._key("due")
+
+    @property
+    def grown(self) -> str:
+        """Integration → deliveries put into its lane from outside, not yet noticed by the owner."""
+        return self._key("grown")
 
     @property
     def wanted(self) -> str:
@@ -116,8 +123,12 @@ local added = {}
 local i = 3
 while i <= #ARGV do
   local n = tonumber(ARGV[i])
-  local reply = redis.call(unpack(ARGV, i + 1, i + n))
-  if ARGV[i + 1] == 'XADD' then added[#added + 1] = reply end
+  if ARGV[i + 1] ~= 'EMPTIED' then
+    local reply = redis.call(unpack(ARGV, i + 1, i + n))
+    if ARGV[i + 1] == 'XADD' then added[#added + 1] = reply end
+  elseif redis.call('XLEN', ARGV[i + 2]) == 0 then -- else it has grown from outside since
+    redis.call('ZREM', ARGV[i + 3], ARGV[i + 4])
+  end
   i = i + n + 1
 end
 redis.call('HSET', KEYS[2], 'number', number, 'added', cmsgpack.pack(added))
@@ -134,6 +145,18 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
 
+# Puts deliveries at the end of a lane from outside the loop, accounted like any other.
+# KEYS: lane, tally, due, grown. ARGV: integration, event, event …
+REPLAY = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for i = 2, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[i], 't', now) end
+redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|accepted', #ARGV - 1)
+redis.call('ZADD', KEYS[3], 'NX', now, ARGV[1])
+redis.call('HINCRBY', KEYS[4], ARGV[1], #ARGV - 1)
+return #ARGV - 1
+"""
+
 # KEYS: this window's ids, the window's before. ARGV: ttl, then id, entry, id, entry …
 _FIRST_SEEN = """
 local answer = {}
@@ -147,6 +170,12 @@ for i = 2, #ARGV, 2 do
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return answer
+"""
+
+_TAKE = """
+local all = redis.call('HGETALL', KEYS[1])
+if #all > 0 then redis.call('DEL', KEYS[1]) end
+return all
 """
 
 _OWNERS = """
@@ -243,6 +272,14 @@ class State:
         if added is None:
             raise LeaseLost
         return list(added)
+
+    async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, bytes]]:
+        """Take what was put into each shard's lanes from outside: integration → how many."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for keys in shards:
+                pipe.eval(_TAKE, 1, keys.grown)
+            replies = await pipe.execute()
+        return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replies]
 
     async def attributions(
         self, keys: Keys, project: str, users: Sequence[str]

@@ -14,12 +14,13 @@ from worker.state import TICK, UNSHARDED, Keys
 from worker.store.database import make_engine, now, reading
 from worker.store.deliveries import prune
 from worker.store.integrations import config_rows
-from worker.tasks import hint_drain, record
+from worker.tasks import hint_drain, notify, record
 
 log = logging.getLogger(__name__)
 
 SECONDS = 0.5
-GAUGES_EVERY = 20  # ticks
+NOTIFY_EVERY = 4  # ticks
+GAUGES_EVERY = 20
 PRUNE_EVERY = 7_200
 
 
@@ -61,6 +62,8 @@ class Ticker(threading.Thread):
         if self._has_journal():
             record.apply_async(expires=30)
         self._ticks += 1
+        if self.settings.notify_url and self._ticks % NOTIFY_EVERY == 0:
+            notify.apply_async(expires=30)
         if self._ticks % GAUGES_EVERY == 1:
             self._gauges()
         if self._ticks % PRUNE_EVERY == 0:
