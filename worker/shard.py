@@ -52,6 +52,7 @@ class Shard:
     commits: int = 0
     opening: bool = False  # what its last owner left comes first
     leaving: bool = False
+    leaving_since: float = 0.0  # monotonic
     lost: bool = False
 
     @property
@@ -71,6 +72,11 @@ class Shard:
             or self.tallies
             or self.after
         )
+
+    def leave(self, now: float) -> None:
+        """Begin to give the shard back."""
+        if not self.leaving:
+            self.leaving, self.leaving_since = True, now
 
     def settle(self, entry: Entry, integration_id: str) -> None:
         """Note that one target of an entry is settled; acknowledge the entry after its last."""
