@@ -3,7 +3,6 @@
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import anyio
@@ -20,7 +19,8 @@ from worker.api.auth import RateLimit, Services
 from worker.api.edge import Edge
 from worker.settings import WorkerSettings
 from worker.store.database import make_engine, reading
-from worker.store.secrets import keyring_of
+from worker.store.errors import StoreError
+from worker.store.secrets import check_keys, keyring_of
 
 CHECK_SECONDS = 3  # a check that takes longer has failed
 REDIS_SECONDS = 2
@@ -60,8 +60,7 @@ def create_app(
     app.state.services = Services(
         settings, own_engine, keyring_of(settings), redis, limit or RateLimit()
     )
-    checks: dict[str, Check] = {"database": partial(_ask, own_engine), "redis": redis.ping}
-    app.state.checks = checks
+    app.state.checks = _checks(app.state.services)
     errors.install(app)
     app.add_middleware(Edge)
     app.include_router(v4.router)
@@ -71,9 +70,16 @@ def create_app(
     return app
 
 
-def _ask(engine: Engine) -> None:
-    with reading(engine) as connection:
-        connection.execute(text("SELECT 1"))
+def _checks(services: Services) -> dict[str, Check]:
+    def database() -> None:
+        with reading(services.engine) as connection:
+            connection.execute(text("SELECT 1"))
+
+    def keys() -> None:
+        with reading(services.engine) as connection:
+            check_keys(connection, services.keyring)
+
+    return {"database": database, "redis": services.redis.ping, "keys": keys}
 
 
 def _add_health(app: FastAPI) -> None:
@@ -105,7 +111,8 @@ async def _passes(name: str, check: Check) -> bool:
         with anyio.fail_after(CHECK_SECONDS):
             await anyio.to_thread.run_sync(check, abandon_on_cancel=True)
     except Exception as error:  # noqa: BLE001  whatever it is, it is not ready
-        log.warning("Not ready: %s (%s)", name, type(error).__name__)
+        reason = error if isinstance(error, StoreError) else type(error).__name__
+        log.warning("Not ready: %s (%s)", name, reason)
         return False
     return True
 

@@ -59,7 +59,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin in _begin_sqlite, not in the driver
     for pragma in (
         "journal_mode=WAL",
-        "synchronous=NORMAL",
+        "synchronous=FULL",  # what was committed survives a power failure, too
         f"busy_timeout={BUSY_SECONDS * 1000}",
         "foreign_keys=ON",
     ):

@@ -94,6 +94,12 @@ def list_of(connection: Connection, project_id: str | None = None) -> list[Integ
     return [Integration.of(row) for row in connection.execute(query)]
 
 
+def titles(connection: Connection) -> dict[str, Row[Any]]:
+    """Return id → (title, slug, deleted_at) of every integration, deleted ones too."""
+    rows = connection.execute(select(_T.c.id, _T.c.title, _T.c.slug, _T.c.deleted_at))
+    return {row.id: row for row in rows}
+
+
 def config_rows(connection: Connection) -> Sequence[Row[Any]]:
     """Return what the worker caches of every integration that is not deleted, paused ones too."""
     names = (
@@ -156,10 +162,10 @@ def save_settings(
     A secret given as it is shown (`{"set": true, …}`) keeps its value.
     """
     found = _get(connection, integration_id, project_id, for_update=True)
-    old: dict[str, Any] = {}
-    if found.settings and any(map(_is_shown, data.values())):
+    old = {}
+    if found.settings and _has_shown(data):
         old = json.loads(keyring.decrypt(found.settings, integration_id))
-    merged = {k: old.get(k) if _is_shown(v) else v for k, v in data.items()}
+    merged = _merged(data, old)
     model = check_settings(found.slug, merged, allow_private=allow_private)
     values = {
         "settings": keyring.encrypt(json.dumps(merged), integration_id),
@@ -180,6 +186,22 @@ def save_settings(
 
 def _is_shown(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get("set") is True
+
+
+def _has_shown(value: Any) -> bool:
+    if _is_shown(value):
+        return True
+    return isinstance(value, Mapping) and any(map(_has_shown, value.values()))
+
+
+def _merged(new: Any, old: Any) -> Any:
+    """Return `new` with what stands in `old` wherever a secret is given as it is shown."""
+    if _is_shown(new):
+        return old
+    if not isinstance(new, Mapping):
+        return new
+    inside = old if isinstance(old, Mapping) else {}
+    return {key: _merged(value, inside.get(key)) for key, value in new.items()}
 
 
 def delete(

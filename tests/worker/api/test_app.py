@@ -10,7 +10,7 @@ import pytest
 from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 from openapi_spec_validator import validate
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from tests.worker.api.conftest import NEW, Client, Keys, Project
 from worker.api.app import create_app, make_server
@@ -23,7 +23,11 @@ def test_alive_and_ready(client: Client, app: FastAPI) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     app.state.checks["redis"] = lambda: None
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["checks"]) == (200, {"database": "ok", "redis": "ok"})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "status": "ready",
+        "checks": {"database": "ok", "redis": "ok", "keys": "ok"},
+    }
 
 
 def test_a_failing_check_is_named_without_its_words(client: Client, app: FastAPI) -> None:
@@ -33,8 +37,18 @@ def test_a_failing_check_is_named_without_its_words(client: Client, app: FastAPI
     app.state.checks |= {"redis": lambda: None, "intake": fails}
     answer = client.get("/readyz")
     assert answer.status_code == 503
-    assert answer.json()["checks"] == {"database": "ok", "redis": "ok", "intake": "failed"}
+    assert answer.json()["checks"]["intake"] == "failed"
     assert "canary" not in answer.text
+
+
+def test_a_lost_key_is_not_ready(
+    client: Client, project: Project, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = project.create()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE integrations SET settings = 'v1.0badkey0.AAAA'"))
+    assert client.get("/readyz").json()["checks"]["keys"] == "failed"
+    assert made["id"] in caplog.text
 
 
 def test_redis_away_is_not_ready(client: Client) -> None:
@@ -140,6 +154,21 @@ def test_the_description_is_valid_and_whole(client: Client) -> None:
     ]
     assert found["components"]["schemas"]["IntegrationObject"]["examples"][0]["id"] == "c9VdLs3H"
     assert "HTTPValidationError" not in found["components"]["schemas"]
+
+
+def test_every_route_of_a_project_needs_its_key(
+    client: Client, project: Project, other: Project
+) -> None:
+    theirs = project.create()["id"]
+    described = client.get("/openapi.json").json()["paths"]
+    routes = [(m.upper(), p) for p in described for m in described[p] if p[:4] in {"/v4/", "/ops"}]
+    assert len(routes) > 15
+    for method, path in routes:
+        url = path.replace("{integration_id}", theirs).replace("{letter_id}", "1")
+        assert client.request(method, url, json={}).status_code == 401, (method, path)
+        if "{" in path:
+            body = {"status": 1} if path.endswith("/status") else {}
+            assert other(method, url, body).status_code == 404, (method, path)
 
 
 def test_served_for_real(app: FastAPI, keys: Keys) -> None:

@@ -218,6 +218,19 @@ def test_a_secret_given_as_shown_keeps_its_value(engine: Engine, integration_id:
     assert kept == {"api_key": "s3cr3t-key", "region": "eu"}
 
 
+def test_a_secret_inside_a_map_keeps_its_value_too(engine: Engine, integration_id: str) -> None:
+    with engine.begin() as connection:
+        hook = create_integration(
+            connection, "prj_a", title="H", slug="webhooks", platform="iOS", actor="test"
+        )
+    one = {"url": "https://a.example.org/", "custom_headers": {"X-Key": "s3cr3t", "X-B": "b"}}
+    settings(engine, hook.id, one)
+    two = {"url": "https://b.example.org/", "custom_headers": {"X-Key": {"set": True}}}
+    found = settings(engine, hook.id, two)
+    kept = json.loads(RING.decrypt(found.settings or "", hook.id))
+    assert kept == {"url": "https://b.example.org/", "custom_headers": {"X-Key": "s3cr3t"}}
+
+
 def test_every_faulty_setting_is_named_and_none_is_saved(
     engine: Engine, integration_id: str
 ) -> None:
