@@ -106,6 +106,8 @@ class WebhooksSettings(RevenueSettings):
                 raise ValueError("names must be 1 to 64 of letters, digits and -")
             if OURS.fullmatch(name):
                 raise ValueError(f"{name} is set by us and cannot be replaced")
+        if len({name.lower() for name in headers}) < len(headers):
+            raise ValueError("names must differ by more than letter case")
         return headers
 
     @field_serializer("url", "sandbox_url", mode="wrap", when_used="json-unless-none")
