@@ -9,6 +9,7 @@ Errors: the words in `error` tell a wrong setting from a wrong event within one 
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import parse_qs
 
@@ -54,6 +55,7 @@ from providers.kit import (
 )
 
 URL = "https://s2s.adjust.com/event"
+SMALLEST = Decimal("0.001")  # of the revenue Adjust takes
 NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 WRONG_SETTINGS = (
     "missing authentication token",
@@ -190,8 +192,9 @@ def _money(event: Event, settings: AdjustSettings) -> tuple[dict[str, str], dict
     amount, currency = amount_of(money, settings.revenue_basis)
     if amount < 0:
         return {}, {"refund_amount": plain(-amount), "refund_currency": currency}
-    digits = plain(round(amount, 5).normalize())
-    return ({"revenue": digits, "currency": currency} if float(digits) >= 0.001 else {}), {}
+    if amount < SMALLEST:
+        return {}, {}
+    return {"revenue": plain(round(amount, 5).normalize()), "currency": currency}, {}
 
 
 def _callback(event: Event, settings: AdjustSettings, refunded: Mapping[str, str]) -> str:

@@ -128,7 +128,7 @@ def test_writes_revenue_plainly(value: str, sent: str) -> None:
     assert (form(request)["revenue"], form(request)["currency"]) == (sent, "EUR")
 
 
-@pytest.mark.parametrize("amount", [0, 0.0009])
+@pytest.mark.parametrize("amount", [0, 0.0009, 0.000999])
 def test_leaves_out_revenue_too_small_to_take(amount: float) -> None:
     money = {"value": amount, "value_usd": amount, "currency": "USD"}
     (request,) = planned(provider, SETTINGS, event(revenue=money)).requests
