@@ -56,6 +56,7 @@ from providers.kit import (
 NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 UID = re.compile(r"[0-9]+-[0-9]+")
 LONG_USER_ID = 100  # characters
+DECIMALS = 5  # of af_revenue
 # left out of a body of more than 1 KB, in this order
 CUSTOM = ("environment", "store", "original_transaction_id", "event_id")
 OPTIONAL = (
@@ -183,6 +184,7 @@ def _money(event: Event, settings: AppsFlyerSettings) -> dict[str, str]:
     if money is None or event.name in NO_MONEY:
         return {}
     amount, currency = amount_of(money, settings.revenue_basis)
+    amount = round(amount, DECIMALS).normalize()
     return {"af_revenue": plain(amount), "af_currency": currency} if amount else {}
 
 

@@ -110,6 +110,19 @@ def test_sends_a_trial_start_without_money() -> None:
     assert value["af_content_id"] == "com.acme.pro.month"
 
 
+@pytest.mark.parametrize(
+    ("amount", "written"),
+    [(9.9, "9.9"), (1200, "1200"), (12.345678, "12.34568"), (0, None), (0.000001, None)],
+)
+def test_writes_revenue_plainly(amount: float, written: str | None) -> None:
+    money = {"value": amount, "value_usd": amount, "currency": "JPY"}
+    settings = {**SETTINGS, "revenue_basis": "local"}
+    (request,) = planned(provider, settings, event(properties=UID, revenue=money)).requests
+    body, value = sent(request)
+    assert value.get("af_revenue") == written
+    assert body.get("eventCurrency") == value.get("af_currency") == (written and "JPY")
+
+
 def test_sends_no_time_that_is_still_to_come() -> None:
     (request,) = planned(provider, SETTINGS, event(properties=UID, time=NOW + 60)).requests
     assert "eventTime" not in sent(request)[0]
