@@ -263,7 +263,7 @@ class Dispatcher:
             report = await self.sender.send(pipeline, batch)
         except asyncio.CancelledError:
             cut = Retry("interrupted", "the worker stopped before the answer came")
-            report = Report([Landed(cut) for _ in batch], message=cut.message, reason=cut.reason)
+            report = Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure
         self._landed(pipeline, batch, report)
 
     # --- answers come back ------------------------------------------------------------------
@@ -484,6 +484,16 @@ class Dispatcher:
 
     # --- changes from outside ---------------------------------------------------------------
 
+    def grew(self, pipeline: Pipeline, count: int) -> None:
+        """Take in what was put at the lane's end from outside: replayed dead letters."""
+        pipeline.lane_len += count
+        pipeline.exhausted = False
+        if pipeline.integration.active == 0:
+            off = "skipped", "off", "the integration is paused"
+            self._spawn(self._drop(pipeline, *off))
+        else:
+            self.pump(pipeline)
+
     def reconcile(self) -> None:
         """Follow the directory: settings changed, paused, deleted, re-activated."""
         for pipeline in list(self.pipelines.values()):
@@ -593,6 +603,12 @@ class Dispatcher:
     def flying(self, shard: Shard) -> int:
         """Return the requests of a shard in flight."""
         return sum(p.requests for p in self.pipelines.values() if p.shard is shard)
+
+    def into_lanes(self, shard: Shard) -> None:
+        """Put what is in flight into its lane: whoever is next sends it if we do not settle it."""
+        for pipeline in self.pipelines.values():
+            if pipeline.shard is shard and pipeline.requests:
+                self._queue_to_lane(pipeline)
 
     async def cut_off(self) -> None:
         """Cancel what is still in flight; it is handed back."""

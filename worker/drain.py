@@ -41,6 +41,7 @@ BALANCE_SECONDS = 0.5
 LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
 GRACE_SECONDS = 5.0
 EXPIRE_SECONDS = 10.0
+NOTICE_SECONDS = 1.0
 SOLO_DELIVERIES = 2  # an entry delivered more often is handled alone: it may kill the process
 SOLO_DEATHS = 2
 
@@ -81,6 +82,7 @@ class Drain:
             asyncio.create_task(self._every(BALANCE_SECONDS, self._balance), name="balance"),
             asyncio.create_task(self._every(0.02, self._fire), name="timers"),
             asyncio.create_task(self._every(EXPIRE_SECONDS, self.dispatcher.expire), name="expire"),
+            asyncio.create_task(self._every(NOTICE_SECONDS, self._notice), name="notice"),
         ]
         try:
             while time.monotonic() < until and not self.stopping():
@@ -138,7 +140,7 @@ class Drain:
                 self._openings.add(opening := asyncio.create_task(self._open(shard)))
                 opening.add_done_callback(self._openings.discard)
         for shard in list(self.shards.values())[share:]:
-            shard.leaving = True
+            shard.leave(time.monotonic())
         for shard in [s for s in self.shards.values() if s.leaving]:
             await self._give_back(shard)
 
@@ -249,6 +251,21 @@ class Drain:
             while entry_id in shard.entries and not self.stopping() and not shard.lost:  # noqa: ASYNC110  rare
                 await asyncio.sleep(FLUSH_SECONDS)
         shard.commands.append(("HDEL", keys.solo, entry_id))
+
+    async def _notice(self) -> None:
+        """Wake the lanes that grew from outside: replayed dead letters."""
+        shards = [shard for shard in self.shards.values() if shard.reads]
+        if not shards or not self.directory.usable:
+            return
+        grown = await self.state.grown([shard.keys for shard in shards])
+        for shard, counts in zip(shards, grown, strict=True):
+            for raw, count in () if shard.lost else counts.items():
+                integration = self.directory.get(raw.decode())
+                if integration is None:
+                    await self._orphan(shard, raw.decode())
+                else:
+                    pipeline = self.dispatcher.pipeline_of(shard, integration)
+                    self.dispatcher.grew(pipeline, int(count))
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -466,9 +483,15 @@ class Drain:
             log.warning("Redis did not answer while leaving (%s); the leases will lapse", error)
 
     async def _give_back(self, shard: Shard, *, wait: bool = True) -> None:
-        """Release a shard once nothing of it is in flight; its unsent entries are as if unread."""
+        """Release a shard; its unsent entries are as if unread.
+
+        What is in flight gets a short grace, then goes to its lane: a hanging upstream must not
+        keep the shard's other projects waiting.
+        """
         if wait and self.dispatcher.flying(shard):
-            return
+            if time.monotonic() < shard.leaving_since + GRACE_SECONDS:
+                return
+            self.dispatcher.into_lanes(shard)
         await self._flush(shard)
         if shard.lost:
             return

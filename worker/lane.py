@@ -46,12 +46,13 @@ def pack_tried(delivery: Delivery) -> bytes:
 async def load(redis: Any, pipeline: Pipeline) -> None:
     """Read from Redis how a pipeline stands that somebody else drained before."""
     keys, integration = pipeline.shard.keys, pipeline.integration
-    async with redis.pipeline(transaction=False) as pipe:
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.hdel(keys.grown, integration.id)  # it is in the length
         pipe.xlen(keys.lane(integration.id))
         pipe.hgetall(keys.tries(integration.id))
         pipe.hgetall(keys.pipe(integration.id, integration.epoch))
         pipe.zscore(keys.due, integration.id)
-        length, tries, state, due = await pipe.execute()
+        _, length, tries, state, due = await pipe.execute()
     pipeline.lane_len = length
     pipeline.due = due or 0
     for lane_id, raw in tries.items():

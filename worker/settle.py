@@ -62,7 +62,7 @@ def _leave_lane(pipeline: Pipeline, delivery: Delivery, lane_id: bytes) -> None:
     if pipeline.passed_over:
         pipeline.rewind()
     if pipeline.lane_len == 0:
-        commands.append(("ZREM", keys.due, integration.id))
+        commands.append(("EMPTIED", keys.lane(integration.id), keys.due, integration.id))
         pipeline.due = 0
     pipeline.live.add(lane_id)  # not to be read again before it is gone there
     pipeline.shard.after.append(lambda: pipeline.live.discard(lane_id))

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from worker.store.errors import NotFound
 from worker.store.models import DeadLetter
@@ -56,6 +57,43 @@ def get_dead_letter(
     return DeadLetter.of(row)
 
 
+def headings(
+    connection: Connection,
+    *,
+    ids: Sequence[int] | None = None,
+    project_id: str | None = None,
+    integration_id: str | None = None,
+    reason: str | None = None,
+    open_only: bool = True,
+) -> Sequence[Row[Any]]:
+    """Return what dead letters are about, without their bytes, oldest first.
+
+    `open_only`: those that were not replayed yet.
+    """
+    names = ("id", "project_id", "integration_id", "event_id", "event_name", "reason")
+    columns = [_T.c[name] for name in (*names, "created_at", "replayed_at")]
+    query = select(*columns).order_by(_T.c.id)
+    given = {
+        _T.c.project_id: project_id,
+        _T.c.integration_id: integration_id,
+        _T.c.reason: reason,
+    }
+    query = query.where(*(column == value for column, value in given.items() if value is not None))
+    if ids is not None:
+        query = query.where(_T.c.id.in_(ids))
+    if open_only:
+        query = query.where(_T.c.replayed_at.is_(None))
+    return connection.execute(query).all()
+
+
+def lock(connection: Connection, ids: Sequence[int], *, open_only: bool = True) -> list[DeadLetter]:
+    """Return these letters, nobody else's until the transaction ends, oldest first."""
+    query = select(_T).where(_T.c.id.in_(ids)).order_by(_T.c.id).with_for_update()
+    if open_only:
+        query = query.where(_T.c.replayed_at.is_(None))
+    return [DeadLetter.of(row) for row in connection.execute(query)]
+
+
 def mark_replayed(connection: Connection, letter_ids: Sequence[int], at: datetime) -> None:
-    """Remember that these were put into the intake again."""
+    """Remember that these were put back on their way."""
     connection.execute(update(_T).where(_T.c.id.in_(letter_ids)).values(replayed_at=at))
