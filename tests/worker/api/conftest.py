@@ -1,4 +1,4 @@
-"""The application on an empty database, SQLite and PostgreSQL, with two projects."""
+"""The application on an empty database (SQLite, or `on_both`), with two projects."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +22,12 @@ ADMIN_KEY = "admin-key-for-tests"
 NEW = {"title": "Growth", "integration": "amplitude", "target_platform": "iOS"}
 
 
-@pytest.fixture(params=KINDS)
+on_both = pytest.mark.parametrize("engine", KINDS, indirect=True)  # what rests on the database
+
+
+@pytest.fixture
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    with migrated(request.param, tmp_path) as engine:
+    with migrated(getattr(request, "param", "sqlite"), tmp_path) as engine:
         yield engine
 
 

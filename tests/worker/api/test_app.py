@@ -12,13 +12,14 @@ from fastapi import FastAPI
 from openapi_spec_validator import validate
 from sqlalchemy import Engine, text
 
-from tests.worker.api.conftest import NEW, Client, Keys, Project
+from tests.worker.api.conftest import NEW, Client, Keys, Project, on_both
 from worker.api.app import create_app, make_server
 from worker.api.auth import RateLimit
 from worker.settings import WorkerSettings
 from worker.store.projects import list_keys, revoke_key
 
 
+@on_both
 def test_alive_and_ready(client: Client, app: FastAPI) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     app.state.checks["redis"] = lambda: None
@@ -41,6 +42,7 @@ def test_a_failing_check_is_named_without_its_words(client: Client, app: FastAPI
     assert "canary" not in answer.text
 
 
+@on_both
 def test_a_lost_key_is_not_ready(
     client: Client, project: Project, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,6 +122,7 @@ def test_the_bucket_fills_again() -> None:
     assert [limit.wait("k") > 0 for _ in range(3)] == [False, False, True]
 
 
+@on_both
 def test_a_revoked_key_opens_nothing(project: Project, engine: Engine) -> None:
     assert project("GET", "/v4/integrations").status_code == 200
     with engine.begin() as connection:
@@ -127,6 +130,7 @@ def test_a_revoked_key_opens_nothing(project: Project, engine: Engine) -> None:
     assert project("GET", "/v4/integrations").status_code == 401
 
 
+@on_both
 def test_use_of_a_key_is_remembered(project: Project, engine: Engine) -> None:
     project("GET", "/v4/integrations")
     with engine.begin() as connection:
@@ -156,6 +160,7 @@ def test_the_description_is_valid_and_whole(client: Client) -> None:
     assert "HTTPValidationError" not in found["components"]["schemas"]
 
 
+@on_both
 def test_every_route_of_a_project_needs_its_key(
     client: Client, project: Project, other: Project
 ) -> None:

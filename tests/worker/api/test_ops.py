@@ -9,12 +9,13 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, text
 
-from tests.worker.api.conftest import Client, Keys, Project
+from tests.worker.api.conftest import Client, Keys, Project, on_both
 from worker.state import Keys as RedisKeys
 from worker.state import shard_of
 from worker.store.deliveries import record_rows
 from worker.store.integrations import suspend
 
+pytestmark = on_both
 OPS = "/ops/v1"
 AT = datetime(2026, 6, 1, 11, 20, 36, tzinfo=UTC)
 SECRET = "canary-s3cr3t"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from tests.worker.api.conftest import NEW, Client, Keys, Project
+from tests.worker.api.conftest import NEW, Client, Keys, Project, on_both
 from worker.store.integrations import suspend
 
 URL = "/v4/integrations"
@@ -44,6 +44,7 @@ def break_(engine: Engine, integration_id: str) -> None:
 # --- authentication --------------------------------------------------------------------------
 
 
+@on_both
 def test_live_and_test_keys_see_the_same_records(client: Client, keys: Keys) -> None:
     made = Project(client, keys.test).create()
     assert Project(client, keys.live)("GET", made["url"]).json() == made
@@ -103,6 +104,7 @@ def test_an_empty_list(project: Project) -> None:
     assert answer.text == ('{"object":"list","url":"/v4/integrations","data":[],"has_more":false}')
 
 
+@on_both
 def test_the_list_is_whole_in_order_of_creation_and_ones_own(
     project: Project, other: Project
 ) -> None:
@@ -115,6 +117,7 @@ def test_the_list_is_whole_in_order_of_creation_and_ones_own(
     assert answer["has_more"] is False
 
 
+@on_both
 def test_an_object_as_documented(project: Project) -> None:
     made = project.create(title="Warehouse", integration="amazon_s3", target_platform="Android")
     assert list(made) == ORDER
@@ -138,6 +141,7 @@ def test_an_object_as_documented(project: Project) -> None:
     assert project("GET", made["url"]).json() == made
 
 
+@on_both
 def test_an_object_in_error(project: Project, engine: Engine) -> None:
     made = project.create()
     project("POST", made["url"] + "/status", {"status": 1})
@@ -241,6 +245,7 @@ def test_the_allowed_stores_are_named(project: Project) -> None:
     assert "iOS, Android" in details(answer)["target_platform"]
 
 
+@on_both
 @pytest.mark.parametrize("title", ["x", "x" * 255, "😀" * 255, " padded ", "Ünïcödé", '"<b>&'])
 def test_titles_come_back_as_they_were(project: Project, title: str) -> None:
     assert project.create(title=title)["title"] == title
@@ -308,6 +313,7 @@ def again(project: Project, key: str, **changes: Any) -> Any:
     return project("POST", URL, {**NEW, **changes}, headers={"Idempotency-Key": key})
 
 
+@on_both
 def test_the_same_key_and_body_give_the_same_answer(project: Project) -> None:
     first, second = again(project, "k1"), again(project, "k1")
     assert (first.status_code, first.content) == (second.status_code, second.content)
@@ -322,6 +328,7 @@ def test_the_stored_answer_is_the_first_one(project: Project) -> None:
     assert again(project, "k1").content == first.content
 
 
+@on_both
 def test_the_same_key_with_another_body_conflicts(project: Project) -> None:
     again(project, "k1")
     assert fault(again(project, "k1", title="Other")) == (409, "resource", "already_exists")
@@ -331,11 +338,13 @@ def test_keys_are_of_a_project(project: Project, other: Project) -> None:
     assert again(project, "k1").json()["id"] != again(other, "k1", title="Other").json()["id"]
 
 
+@on_both
 def test_failed_requests_are_not_kept(project: Project) -> None:
     assert again(project, "k1", title="").status_code == 400
     assert again(project, "k1").status_code == 201
 
 
+@on_both
 def test_after_a_day_a_key_is_new(project: Project, engine: Engine) -> None:
     first = again(project, "k1")
     with engine.begin() as connection:
@@ -345,6 +354,7 @@ def test_after_a_day_a_key_is_new(project: Project, engine: Engine) -> None:
     assert again(project, "k1", title="Other").json()["id"] != first.json()["id"]
 
 
+@on_both
 def test_two_at_once_create_one(project: Project) -> None:
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: again(project, "k1"), range(6)))
@@ -394,6 +404,7 @@ def test_everything_in_the_catalogue_can_be_created(project: Project) -> None:
 # --- status ----------------------------------------------------------------------------------
 
 
+@on_both
 def test_states_change_as_documented(project: Project, engine: Engine) -> None:
     made = project.create()
 
@@ -438,6 +449,7 @@ def test_a_state_that_can_not_be_set(project: Project, body: Any) -> None:
 # --- delete ----------------------------------------------------------------------------------
 
 
+@on_both
 def test_delete_is_final(project: Project) -> None:
     made = project.create()
     answer = project("DELETE", made["url"])
