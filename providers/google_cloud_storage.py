@@ -251,7 +251,8 @@ def _meaning(response: Response) -> Outcome:
         return Retry("bad_digest", message)
     if status == 403 and "storage.objects.delete" in message:
         return Retry("exists", message)  # an earlier attempt may have landed
-    if 200 <= status < 300 and (reason or "<html" in response.text.lower()):
+    told = reason or at(response.json, "error") or "<html" in response.text.lower()
+    if 200 <= status < 300 and told:
         return Retry("unexpected_answer", message)
     if status == 404:
         return Misconfigured("bad_bucket", message or "no such bucket")
@@ -261,11 +262,11 @@ def _meaning(response: Response) -> Outcome:
 
 
 def _error(response: Response) -> tuple[int, str, str]:
-    """Return (status, reason, words) of a JSON, XML or other answer; the body's own code wins."""
+    """Return (status, reason, words) of a JSON, XML or other answer; the body's own fault wins."""
     error = at(response.json, "error")
     if isinstance(error, dict):
         code = error.get("code")
-        status = code if type(code) is int and 100 <= code < 600 else response.status
+        status = code if type(code) is int and 400 <= code < 600 else response.status
         reason = text_at(error, "errors", 0, "reason")
         return status, reason, text_at(error, "message") or reason or response.text
     found = dict(XML.findall(response.body.decode("utf-8", "replace")))

@@ -356,6 +356,9 @@ def xml(code: str) -> str:
         (403, xml("InvalidSecurity"), Misconfigured("forbidden", "InvalidSecurity: Words.")),
         (403, xml("RequestTimeTooSkewed"), Retry("clock_skew", "RequestTimeTooSkewed: Words.")),
         (200, error(503, "backendError"), Retry("unavailable", "Words.")),
+        (200, {"error": {"message": "Words."}}, Retry("unexpected_answer", "Words.")),
+        (200, {"error": "odd"}, Retry("unexpected_answer", '{"error": "odd"}')),
+        (500, {"error": {"code": 200, "message": "Words."}}, Retry("server_error", "Words.")),
         (400, {"error": {"code": True}}, Rejected("bad_request", '{"error": {"code": true}}')),
     ],
 )
