@@ -87,6 +87,9 @@ RETRIED = {
     "XAmzContentSHA256Mismatch": "bad_digest",
     "RequestTimeTooSkewed": "clock_skew",
     "TemporaryRedirect": "redirect",
+    "KMS.ThrottlingException": "slow_down",
+    "KMS.InternalException": "server_error",
+    "KMS.DependencyTimeoutException": "timeout",
 }
 REFUSED = {
     "InvalidAccessKeyId": "unauthorized",
@@ -97,6 +100,7 @@ REFUSED = {
     "NotSignedUp": "forbidden",
     "InvalidSecurity": "unauthorized",
     "InvalidToken": "unauthorized",
+    "TokenRefreshRequired": "unauthorized",
     "AuthorizationHeaderMalformed": "wrong_region",
     "IllegalLocationConstraintException": "wrong_region",
     "PermanentRedirect": "wrong_region",

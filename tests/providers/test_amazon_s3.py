@@ -449,6 +449,21 @@ def error(code: str, message: str = "Words.") -> str:
             error("KMS.NotFoundException"),
             Misconfigured("kms", "KMS.NotFoundException: Words."),
         ),
+        (
+            400,
+            error("KMS.ThrottlingException"),
+            Retry("slow_down", "KMS.ThrottlingException: Words."),
+        ),
+        (
+            500,
+            error("KMS.InternalException"),
+            Retry("server_error", "KMS.InternalException: Words."),
+        ),
+        (
+            400,
+            error("TokenRefreshRequired"),
+            Misconfigured("unauthorized", "TokenRefreshRequired: Words."),
+        ),
         (404, error("NoSuchBucket"), Misconfigured("bad_bucket", "NoSuchBucket: Words.")),
         (404, "", Misconfigured("bad_bucket", "no such bucket, or not an S3 server")),
         (400, error("InvalidBucketName"), Misconfigured("bad_bucket", "InvalidBucketName: Words.")),
