@@ -30,6 +30,7 @@ from providers.kit import (
     Secret,
     Settings,
     Skipped,
+    Unsent,
     Verdict,
     advertising_id,
     amount_of,
@@ -66,6 +67,7 @@ NAMES = {
     "subscription_started": "SUBSCRIBE",
     "in_app_purchase": "PURCHASE",
 }
+NAME = re.compile(r"(?!(?:open|install|reinstall)$).+", re.IGNORECASE)
 WRONG_KEY = re.compile(r"branch[ _-]?key", re.IGNORECASE)
 
 
@@ -87,10 +89,13 @@ class BranchSettings(Settings):
         False, description="Send START_TRIAL too where trial_started has a name of its own"
     )
     max_event_age: int | None = Field(
-        None, ge=1, description="Days after which an event is skipped, as Branch counts it today"
+        None,
+        ge=1,
+        le=3650,
+        description="Days after which an event is skipped, as Branch counts it today",
     )
 
-    name_pattern: ClassVar = re.compile(r"(?!(?:open|install|reinstall)$).+", re.IGNORECASE)
+    name_pattern: ClassVar = NAME
     name_rule: ClassVar = "Branch tracks open, install and reinstall itself"
 
     def takes_sandbox(self) -> bool:
@@ -103,7 +108,7 @@ def encode(events: Sequence[Event], settings: BranchSettings, context: Context) 
     return one_each(events, lambda event: _requests(event, settings, context))
 
 
-def _requests(event: Event, settings: BranchSettings, context: Context) -> list[Request] | Skipped:
+def _requests(event: Event, settings: BranchSettings, context: Context) -> list[Request] | Unsent:
     oldest = settings.max_event_age
     if oldest and context.now.timestamp() - event.time > timedelta(days=oldest).total_seconds():
         return Skipped("too_old", "too old for Branch")
@@ -111,6 +116,8 @@ def _requests(event: Event, settings: BranchSettings, context: Context) -> list[
     if not ids:
         return Skipped("no_identity", "no Branch identity or device id")
     name = name_of(event, settings, NAMES) or ""
+    if not NAME.fullmatch(name):
+        return Rejected("bad_name", f"Branch tracks {name} itself (set event_names)")
     names = [name]
     if settings.send_start_trial and event.name == "trial_started" and name != "START_TRIAL":
         names.append("START_TRIAL")

@@ -176,6 +176,14 @@ def test_skips(changes: dict[str, Any], settings: dict[str, Any], message: str) 
     assert skipped.message == message
 
 
+def test_rejects_a_name_that_branch_keeps_for_itself() -> None:
+    plan = planned(provider, SETTINGS, event(event_name="install"))
+    assert plan.requests == ()
+    assert plan.unsent == {
+        0: Rejected("bad_name", "Branch tracks install itself (set event_names)")
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -184,6 +192,7 @@ def test_skips(changes: dict[str, Any], settings: dict[str, Any], message: str) 
         ({"test_branch_key": "key_live_abc"}, "must be the test key"),
         ({"event_names": {"trial_expired": "open"}}, "Branch tracks open"),
         ({"user_id_source": "email"}, "user_id_source"),
+        ({"max_event_age": 2**70}, "max_event_age"),
     ],
 )
 def test_refuses_settings(change: dict[str, Any], words: str) -> None:
