@@ -84,6 +84,12 @@ def test_sends_a_trial_start_without_money_and_what_is_unknown_not_at_all() -> N
     }
 
 
+def test_sends_money_of_no_event_but_those_that_move_it() -> None:
+    paid = {"value": 1, "value_usd": 1, "currency": "USD"}
+    (request,) = planned(provider, SETTINGS, trial(**ATTRIBUTED, revenue=paid)).requests
+    assert not {"af_revenue", "af_currency"} & query(request)["json"].keys()
+
+
 def test_takes_apple_s_own_form_and_what_the_project_resolved() -> None:
     settings = SETTINGS | {"install_time_unit": "ms", "source": "onward"}
     apple = {"attribution": True, "campaignId": 542370111, "keywordId": 87675333}
