@@ -15,6 +15,9 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import Field
 
 from providers.kit import (
+    EVENTS,
+    MONEY_IN,
+    MONEY_OUT,
     Context,
     Event,
     Json,
@@ -48,6 +51,7 @@ from providers.kit import (
     usable,
 )
 
+NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 STARTS = frozenset({"trial_started", "subscription_started"})  # a user has one of these, once
 REQUIRED = ("org_id", "campaign_id", "ad_group_id", "country_or_region")
 UNKNOWN = "client id or endpoint unknown"
@@ -183,7 +187,7 @@ def _time(seconds: int | None, settings: SplitMetricsSettings) -> str:
 
 def _money(event: Event, settings: SplitMetricsSettings) -> dict[str, str]:
     money = revenue_of(event, settings, settings.revenue_basis)
-    if money is None:
+    if money is None or event.name in NO_MONEY:
         return {}
     amount, currency = amount_of(money, settings.currency_basis)
     if amount == 0 or (amount < 0 and settings.refund_revenue == "none"):
@@ -199,7 +203,8 @@ def classify(request: Request, response: Response, settings: SplitMetricsSetting
     message = next(filter(None, said), response.text)
     match response.status:
         case status if 200 <= status < 300:
-            told = error or at(body, "success") is False or at(body, "status") == "error"
+            failed = at(body, "success") in (False, "false")
+            told = error or failed or text_at(body, "status").lower() == "error"
             return Rejected("refused", response.text) if told else by_status(response)
         case status if 300 <= status < 400:
             return Rejected("redirect", "redirects, which is not followed (see endpoint)")

@@ -82,6 +82,12 @@ def test_never_sends_a_zero() -> None:
     assert not {"revenue", "currency"} & sent.keys()
 
 
+def test_sends_money_of_no_event_but_those_that_move_it() -> None:
+    paid = {"value": 1, "value_usd": 1, "currency": "USD"}
+    sent = query(planned(provider, SETTINGS, trial(**ATTRIBUTED, revenue=paid)).requests[0])
+    assert not {"revenue", "currency"} & sent.keys()
+
+
 def test_leaves_out_what_is_not_known() -> None:
     record = RECORD | {"keyword_id": None, "ad_id": "-1", "click_date": "soon"}
     given = trial(asa_attribution=record, advertiser_id="00000000-0000-0000-0000-000000000000")
@@ -202,6 +208,9 @@ def test_names_faults_of_settings(change: dict[str, Any], key: str) -> None:
         (200, {"errors": ["x"]}, Rejected("refused", '{"errors": ["x"]}')),
         (200, {"success": False}, Rejected("refused", '{"success": false}')),
         (200, {"status": "error"}, Rejected("refused", '{"status": "error"}')),
+        (200, {"status": "Error"}, Rejected("refused", '{"status": "Error"}')),
+        (200, {"success": "false"}, Rejected("refused", '{"success": "false"}')),
+        (200, {"success": None, "status": ["error"]}, Delivered()),
         (302, "", Rejected("redirect", "redirects, which is not followed (see endpoint)")),
         (400, {"error": "bad name"}, Rejected("bad_request", "bad name")),
         (422, {"message": "no"}, Rejected("bad_request", "no")),
