@@ -66,6 +66,7 @@ from providers.kit.settings import (
     Secret,
     SecretText,
     Settings,
+    Whole,
     matching,
     read_settings,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "Unsent",
     "Verdict",
     "WebUrl",
+    "Whole",
     "additions",
     "advertising_id",
     "amount_of",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -39,8 +40,15 @@ def _secret_text(secret: SecretStr) -> SecretStr:
     return SecretStr(value)
 
 
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004  a fault, not a bug
+    return value
+
+
 Secret = Annotated[SecretStr, AfterValidator(_one_line_secret)]
 SecretText = Annotated[SecretStr, AfterValidator(_secret_text)]  # PEM, JSON: lines allowed
+Whole = Annotated[int, BeforeValidator(_no_flag)]  # pydantic takes true for 1
 
 
 def matching(pattern: str, remedy: str) -> Any:
