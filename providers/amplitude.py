@@ -37,6 +37,7 @@ from providers.kit import (
     Skipped,
     Split,
     Verdict,
+    Whole,
     advertising_id,
     amount_of,
     android_id,
@@ -68,6 +69,7 @@ HTTP_V2 = Limits(events=100, bytes=900_000, linger=timedelta(seconds=0.2))
 BATCH = Limits(events=2_000, bytes=19 * MB, linger=timedelta(seconds=1))
 THROTTLE = timedelta(seconds=30)
 DAY = timedelta(hours=24)
+BAD_KEY = "Invalid API key"
 
 
 class AmplitudeSettings(Settings):
@@ -76,7 +78,7 @@ class AmplitudeSettings(Settings):
     api_key: Secret = Field(description="Project API key")
     region: Literal["us", "eu"] = Field("us", description="The project's data residency")
     use_batch_endpoint: bool = Field(False, description="Slower, more tolerant, larger requests")
-    min_id_length: int = Field(5, ge=1, le=256, description="Shortest user id accepted")
+    min_id_length: Whole = Field(5, ge=1, le=256, description="Shortest user id accepted")
     sandbox_api_key: Secret | None = Field(None, description="Project key for sandbox events")
     revenue_basis: Literal["usd", "local"] = Field("usd", description="Currency of `revenue`")
     user_property_for_user_id: str | None = Field(
@@ -203,15 +205,15 @@ def classify(request: Request, response: Response, settings: AmplitudeSettings) 
             return Misconfigured("unauthorized", error)
         case _ if status // 100 == 2:
             return Delivered() if isinstance(body, dict) else Retry("bad_answer", error)
-        case _ if status // 100 == 3:
-            return by_status(response)
+        case _ if status // 100 == 4 and error.startswith(BAD_KEY):
+            return Misconfigured("unauthorized", error)
         case _:
             return Retry(reason_of(status), error, response.retry_after)
 
 
 def _bad_request(body: Json, request: Request, error: str) -> Verdict:
     missing = text_at(body, "missing_field")
-    if error.startswith("Invalid API key") or missing == "api_key":
+    if error.startswith(BAD_KEY) or missing == "api_key":
         return Misconfigured("unauthorized", error)
     bad: dict[int, Outcome] = {}
     for member in (
@@ -273,7 +275,7 @@ def _checked(response: Response) -> Outcome:
     """Return whether the key was taken: a good one is told that there are no events."""
     body = response.json
     error = text_at(body, "error") or response.text
-    if error.startswith("Invalid API key") or text_at(body, "missing_field") == "api_key":
+    if error.startswith(BAD_KEY) or text_at(body, "missing_field") == "api_key":
         return Misconfigured("unauthorized", error)
     return Delivered() if response.status == 400 and body else by_status(response, error)
 

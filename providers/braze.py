@@ -100,7 +100,7 @@ class BrazeSettings(Settings):
     """A workspace's REST API key with the permission users.track, and where Braze runs it."""
 
     api_key: ApiKey = Field(description="REST API key with the permission users.track")
-    instance: Instance | Literal["custom"] = Field(description="Instance, as in the dashboard")
+    instance: Literal[Instance, "custom"] = Field(description="Instance, as in the dashboard")
     rest_endpoint: Endpoint | None = Field(None, description="REST endpoint of a custom instance")
     app_id: str | None = Field(None, description="App identifier")
     app_id_ios: str | None = Field(None, description="App identifier of the iOS app")
@@ -290,6 +290,8 @@ def classify(request: Request, response: Response, settings: BrazeSettings) -> V
     rest: Outcome = Split("bad_request", message)
     match response.status:
         case status if 200 <= status < 300:
+            if not isinstance(response.json, dict):
+                return Retry("bad_answer", message)
             if said.lower() in ("success", "queued", ""):
                 rest = Delivered()
             return Partial(named, rest) if named else rest

@@ -62,7 +62,8 @@ TEXT = 512  # bytes of a value
 RECORDS = 1000
 LIMITS = Limits(events=RECORDS, bytes=4 * MB, concurrency=15, linger=timedelta(seconds=1))
 THROTTLE = timedelta(seconds=60)
-SERVER_ERROR = 555  # of a record; all its other codes are final
+SERVER_ERROR = "555"  # of a record; all its other codes are final
+OF_REQUEST = range(400, 505)  # codes that are those of HTTP; records' begin at 509
 
 Account = Annotated[str, matching(r"[!-~]+", "must be the Project ID, like ABC-1D2-345Z")]
 
@@ -188,8 +189,10 @@ def classify(request: Request, response: Response, settings: ClevertapSettings) 
     """Return what the answer means; of a 200, its own status decides."""
     body = response.json
     error = text_at(body, "error") or response.text
-    code = at(body, "code") if response.status == 200 else response.status
-    if code in (401, 403):
+    code = at(body, "code")
+    if response.status == 200 and type(code) is int and code in OF_REQUEST:
+        response = replace(response, status=code)
+    if response.status in (401, 403):
         hint = f"{error} (or the project is not in region {settings.region})"
         return Misconfigured("unauthorized", hint)
     if response.status == 200:
@@ -223,7 +226,7 @@ def _refused(request: Request, unprocessed: Json) -> tuple[dict[int, Outcome], s
         if index is None:
             unknown = words
             continue
-        again = at(entry, "code") == SERVER_ERROR
+        again = text_at(entry, "code") == SERVER_ERROR
         outcome = Retry("server_error", words) if again else Rejected("invalid_event", words)
         named.setdefault(index, outcome)
     return named, unknown

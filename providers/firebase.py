@@ -236,7 +236,10 @@ def classify(request: Request, response: Response, settings: FirebaseSettings) -
         return _validated(response)
     if response.status in (401, 403, 413):  # of these none is about the credentials
         return Rejected(reason_of(response.status), response.text)
-    return by_status(response, throttle=THROTTLE)
+    outcome = by_status(response, throttle=THROTTLE)
+    if response.status // 100 == 3:  # nothing ever speaks against the settings
+        return Retry("redirect", outcome.message)
+    return outcome
 
 
 def _validated(response: Response) -> Outcome:

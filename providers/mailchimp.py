@@ -75,7 +75,8 @@ ApiKey = Annotated[
         "must be 32 of 0-9 and a-f, a dash and the data center, such as …-us21",
     ),
 ]
-Tags = tuple[tuple[str, Literal["active", "inactive"]], ...]
+TagName = Annotated[str, matching(r".{1,100}", "must be 1 to 100 characters")]
+Tags = tuple[tuple[TagName, Literal["active", "inactive"]], ...]
 
 
 class MailchimpSettings(RevenueSettings):

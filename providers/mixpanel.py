@@ -37,6 +37,7 @@ from providers.kit import (
     Split,
     Unsent,
     Verdict,
+    Whole,
     advertising_id,
     amount_of,
     at,
@@ -75,7 +76,7 @@ class MixpanelSettings(Settings):
         None, description="Service account, instead of the token"
     )
     service_account_secret: Secret | None = Field(None, description="Service account's secret")
-    project_id: int | None = Field(None, ge=1, description="Project id, with a service account")
+    project_id: Whole | None = Field(None, ge=1, description="Project id, with a service account")
     id_merge: Literal["simplified", "original"] = Field(
         "simplified", description="The project's identity merge API"
     )
@@ -219,15 +220,26 @@ def classify(request: Request, response: Response, settings: MixpanelSettings) -
     """Return what the answer means; events that a 400 does not name are stored."""
     body = response.json
     error = text_at(body, "error")
+    code = at(body, "code")
+    if response.status == 200 and type(code) is int and code >= 400:
+        response = replace(response, status=code)
     if response.status in (200, 400):
         bad = _failed(body, len(request.events))
         if bad:
             return Partial(bad)
-    if response.status == 200 and at(body, "status") == 0:
-        return Rejected("bad_request", error or "status 0")
+    if response.status == 200:
+        return _taken(body, error or response.text)
     if response.status == 400:
         return Split("bad_request", error or response.text)
     return by_status(response, error)
+
+
+def _taken(body: Json, words: str) -> Outcome:
+    """Return what a 200 means by its body: an object, or the bare 0 or 1 of old."""
+    said = at(body, "status") if isinstance(body, dict) else body
+    if type(said) is int and said in (0, 1):
+        return Delivered() if said else Rejected("bad_request", words)
+    return Delivered() if isinstance(body, dict) else Retry("bad_answer", words)
 
 
 def _failed(body: Json, count: int) -> dict[int, Outcome]:

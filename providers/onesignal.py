@@ -81,7 +81,10 @@ USERS = Limits(events=10, bytes=1_000_000, linger=timedelta(seconds=0.2))
 JSON = "application/json; charset=utf-8"
 
 AppId = Annotated[
-    str, matching(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "must be the app's id, a UUID")
+    str,
+    matching(
+        r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "must be the app's id, a lower-case UUID"
+    ),
 ]
 ApiKey = Annotated[Secret, matching(r"\S+", "must be an App API key: it has no spaces")]
 TagName = Annotated[

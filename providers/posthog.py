@@ -45,6 +45,7 @@ from providers.kit import (
     name_of,
     public_ip,
     revenue_of,
+    store_of,
     text_at,
     user_id,
 )
@@ -57,7 +58,6 @@ ALIASES = {  # the app's hosts: region
     "eu.posthog.com": "eu",
     "eu.i.posthog.com": "eu",
 }
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 REFUSED = frozenset(  # ids that lump users together
     {
         "anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email",
@@ -74,7 +74,9 @@ ID_LENGTH = 200
 EVENT_BYTES = 900 * KB
 LIMITS = Limits(events=100, bytes=1_000_000, linger=timedelta(seconds=0.5))
 HOUR = timedelta(hours=1)
-BAD_KEY = re.compile(r"API key is not valid|without an api_key|inconsistent api_key", re.IGNORECASE)
+BAD_KEY = re.compile(
+    r"API key (is not valid|invalid)|without an api_key|inconsistent api_key", re.IGNORECASE
+)
 
 
 class PosthogSettings(Settings):
@@ -185,7 +187,7 @@ def _properties(event: Event, settings: PosthogSettings) -> dict[str, Json]:
         **_money(event, settings),
         product_id=event.product_id,
         old_product_id=event.old_product_id,
-        store=STORES[event.platform],
+        store=store_of(event),
         environment=event.environment,
         transaction_id=event.transaction.transaction_id,
         original_transaction_id=event.transaction.original_transaction_id,

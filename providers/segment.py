@@ -45,13 +45,13 @@ from providers.kit import (
     reason_of,
     revenue_of,
     seconds,
+    store_of,
     text_at,
     usable,
     user_id,
 )
 
 HOSTS = {"us": "api.segment.io", "eu": "events.eu1.segmentapis.com"}
-STORES = {"iOS": "app_store", "Android": "play_store", "Stripe": "stripe"}
 LONGEST_WAIT = timedelta(seconds=300)  # as the official SDK has it
 MESSAGE_BYTES = 32_000
 LIMITS = Limits(events=100, bytes=450_000, linger=timedelta(seconds=0.5))
@@ -161,7 +161,7 @@ def _properties(event: Event, settings: SegmentSettings) -> dict[str, Json]:
         product_id=event.product_id,
         product=event.product_id,
         old_product_id=event.old_product_id,
-        store=STORES[event.platform],
+        store=store_of(event),
         environment=event.environment,
         transaction_id=event.transaction.transaction_id,
         original_transaction_id=event.transaction.original_transaction_id,

@@ -285,6 +285,7 @@ def test_skips(settings: dict[str, Any], change: dict[str, Any], message: str) -
         ({"application_id": None}, "application_id", "AppMetrica application id is not set"),
         ({"application_id": 10**12}, "application_id", "less than or equal to 999999999999"),
         ({"application_id": "acme"}, "application_id", "valid integer"),
+        ({"application_id": True}, "application_id", "not true or false"),
         ({"post_api_key": "a b c d e f"}, "post_api_key", "without blanks"),
         ({"post_api_key": "short"}, "post_api_key", "8 to 128"),
         ({"sandbox_application_id": 77}, "", "set both sandbox_application_id"),

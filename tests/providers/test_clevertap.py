@@ -221,6 +221,11 @@ SKIPPED = {"status": "fail", "code": 512, "error": "Skipped record number : 2"}
         ),
         (
             200,
+            {"status": "partial", "unprocessed": [refused(TRIAL_ID, "555", "Misc")]},
+            Partial({2: Retry("server_error", "Misc (code 555)")}),
+        ),
+        (
+            200,
             {"status": "partial", "unprocessed": [refused(RENEWAL_ID), SKIPPED]},
             Partial({0: BAD_TIME}, Split("bad_request", "Skipped record number : 2 (code 512)")),
         ),
@@ -244,6 +249,13 @@ SKIPPED = {"status": "fail", "code": 512, "error": "Skipped record number : 2"}
             {"status": "fail", "error": "Invalid Credentials", "code": 401},
             Misconfigured("unauthorized", CREDENTIALS),
         ),
+        (
+            200,
+            {"status": "fail", "error": "Too many", "code": 429},
+            Retry("throttled", "Too many", timedelta(seconds=60), throttled=True),
+        ),
+        (200, {"status": "fail", "error": "Oh", "code": 503}, Retry("unavailable", "Oh")),
+        (200, {"status": "fail", "error": "Bad", "code": 400}, Split("bad_request", "Bad")),
         (200, "<html>", Retry("bad_answer", "<html>")),
         (200, '{"status":"succ', Retry("bad_answer", '{"status":"succ')),
         (

@@ -10,7 +10,6 @@ from providers.firebase import provider
 from providers.kit import (
     Delivered,
     InvalidSettings,
-    Misconfigured,
     Rejected,
     Retry,
     Skipped,
@@ -278,7 +277,7 @@ def test_settings_faults(settings: dict[str, Any], key: str, words: str) -> None
         (411, "", Rejected("bad_request")),
         (413, "", Rejected("too_large")),
         (415, "", Rejected("bad_request")),
-        (302, "", Misconfigured("redirect", "redirects to elsewhere, which is not followed")),
+        (302, "", Retry("redirect", "redirects to elsewhere, which is not followed")),
         (408, "", Retry("timeout")),
         (429, "", Retry("throttled", "", timedelta(seconds=60), throttled=True)),
         (500, "", Retry("server_error")),

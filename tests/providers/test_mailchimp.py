@@ -159,6 +159,8 @@ def test_refuses_impossible_addresses_unsent(email: str) -> None:
         ({"status_if_new": "cleaned"}, "status_if_new"),
         ({"merge_field_map": {"TOO_LONG_TAG": "store"}}, "merge_field_map.TOO_LONG_TAG.[key]"),
         ({"event_names": {"trial_started": "x"}}, ""),
+        ({"tags": {"trial_started": ["+"]}}, "tags.trial_started.0.0"),
+        ({"tags": {"trial_started": ["+" + "x" * 101]}}, "tags.trial_started.0.0"),
         ({"update_member": False, "send_events": False}, ""),
     ],
 )

@@ -195,6 +195,7 @@ def test_skips(change: dict[str, Any], message: str) -> None:
         ({"region": "EU"}, "region", "Input should be 'us', 'eu' or 'in'"),
         ({"service_account_username": "acme"}, "", "set all three, or none"),
         ({**ACCOUNT, "project_id": None}, "", "set all three, or none"),
+        ({**ACCOUNT, "project_id": True}, "project_id", "not true or false"),
         (
             {**ACCOUNT, "service_account_username": "a:b"},
             "service_account_username",
@@ -274,6 +275,14 @@ INVALID_ID = "'properties.distinct_id' is invalid: must not be a known invalid v
         (504, "", Retry("gateway_timeout")),
         (200, {"status": 0, "error": "no token"}, Rejected("bad_request", "no token")),
         (200, "1", Delivered()),
+        (200, "0", Rejected("bad_request", "0")),
+        (200, "true", Retry("bad_answer", "true")),
+        (200, "", Retry("bad_answer")),
+        (200, "<html>hello</html>", Retry("bad_answer", "<html>hello</html>")),
+        (200, '{"code":200', Retry("bad_answer", '{"code":200')),
+        (200, {"code": 400, "error": "bad"}, Split("bad_request", "bad")),
+        (200, {"code": 401, "error": "no"}, Misconfigured("unauthorized", "no")),
+        (200, {"code": 429, "error": "slow"}, Retry("throttled", "slow", throttled=True)),
     ],
 )
 def test_classify(status: int, body: Any, verdict: Verdict) -> None:

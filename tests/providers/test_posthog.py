@@ -232,6 +232,12 @@ def test_settings_faults(data: dict[str, Any], words: str) -> None:
         (
             400,
             {},
+            {"type": "authentication_error", "detail": "Project API key invalid."},
+            Misconfigured("unauthorized", "Project API key invalid."),
+        ),
+        (
+            400,
+            {},
             "API key is not valid: empty",
             Misconfigured("unauthorized", "API key is not valid: empty"),
         ),
