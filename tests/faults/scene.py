@@ -1,0 +1,211 @@
+"""A service under fault: upstreams with a count of their own, load, and the accounts at the end."""
+
+import json
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import Any
+
+import httpx
+from redis.exceptions import RedisError
+
+from tests.faults.invariants import Accounts, accounts_of, at_rest, no_secret_shown, suspensions
+from tests.stack import PROJECT, Stack, end, eventually, family
+from worker.sample import events
+from worker.state import Keys, shard_of
+from worker.store.projects import create_project
+from worker.supervisor import Part
+
+Event = dict[str, Any]
+
+
+class Scene(Stack):
+    """A `Stack` that remembers what was sent, and to whom it should go."""
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        database: str = "",
+        figures: list[tuple[str, object]] | None = None,
+    ) -> None:
+        super().__init__(folder, environment, database=database)
+        self.figures = [] if figures is None else figures
+        self.receivers: dict[str, tuple[str, str, str]] = {}  # integration: (slug, host, project)
+        self.sent: dict[str, list[Event]] = defaultdict(list)
+        self.checked = False
+        self.duplicates = 0
+
+    # --- what there is ----------------------------------------------------------------------
+
+    def hook(self, host: str = "a", project: str = PROJECT, **changes: Any) -> str:
+        """Make a webhook to a host of its own; return the integration's id."""
+        name = f"{host}.customer.example"
+        made = self.integration("webhooks", project, url=f"https://{name}/onward", **changes)
+        self.receivers[made] = ("webhooks", name, project)
+        return made
+
+    def other(self, slug: str, **changes: Any) -> str:
+        """Make an integration of another slug; only one of it."""
+        made = self.integration(slug, **changes)
+        self.receivers[made] = (slug, "", PROJECT)
+        return made
+
+    def project(self, name: str) -> str:
+        with self.engine.begin() as connection:
+            create_project(connection, name, name)
+        return name
+
+    def taken_by(self, integration_id: str) -> Counter[str]:
+        """Return how often each event arrived there, in order, by the upstream's own count."""
+        slug, host, _ = self.receivers[integration_id]
+        return Counter(self.taken(slug, host))
+
+    def arrived(self) -> int:
+        """Return how many events x integrations have arrived."""
+        return sum(len(self.taken_by(integration_id)) for integration_id in self.receivers)
+
+    def calls(self, status: int | str, slug: str = "webhooks") -> int:
+        """Return how many of an upstream's last 200 calls ended so: a status, or a fault's mode."""
+        asked = {"slug": slug, "last": "200"}
+        answer = httpx.get(f"{self.sandbox_url}/_sandbox/calls", params=asked).json()
+        return sum(call["status"] == status for call in answer["calls"])
+
+    # --- what is sent -----------------------------------------------------------------------
+
+    def events(self, count: int, project: str = PROJECT, users: int = 50) -> list[Event]:
+        """Return new events, accounted from now on."""
+        seed = sum(len(sent) for sent in self.sent.values()) + 1
+        made = list(events(count, seed=seed, project=project, users=users))
+        self.sent[project] += made
+        return made
+
+    def send(self, count: int, project: str = PROJECT, users: int = 50) -> list[Event]:
+        made = self.events(count, project, users)
+        self.publish(made)
+        return made
+
+    @contextmanager
+    def load(self, rate: float = 200, project: str = PROJECT) -> Iterator[None]:
+        """Publish all the while, as a producer does: again with the same id until it is taken."""
+        over = threading.Event()
+        failed: list[BaseException] = []
+
+        def produce() -> None:
+            while not over.wait(10 / rate):
+                for event in self.events(10, project):
+                    self._append(event)
+
+        def run() -> None:
+            try:
+                produce()
+            except BaseException as error:  # noqa: BLE001  it is the test's
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        assert not failed, failed
+
+    def _append(self, event: Event, seconds: float = 60) -> None:
+        intake = Keys(shard_of(event["project_id"], self.settings.shards)).intake
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.redis.xadd(intake, {"event": json.dumps(event)})
+            except RedisError:
+                assert time.monotonic() < deadline, "the store does not come back"
+                time.sleep(0.05)
+            else:
+                return
+
+    # --- what goes wrong --------------------------------------------------------------------
+
+    def kill(self, part: Part, number: int = SIGKILL) -> None:
+        """Signal a worker's parent alone."""
+        assert part.process is not None
+        part.process.send_signal(number)
+        if number == SIGKILL:
+            part.process.wait()
+
+    def kill_all(self, part: Part) -> None:
+        """Kill a worker with its children at once."""
+        assert part.process is not None
+        for process in reversed(family(part.process.pid)):
+            end(process, SIGKILL)
+        part.process.wait()
+
+    def stop(self, part: Part, seconds: float = 30) -> None:
+        """Let a worker leave; fail if it takes longer."""
+        assert part.process is not None
+        part.process.send_signal(SIGTERM)
+        part.process.wait(seconds)
+
+    def again(self, part: Part) -> None:
+        """Start a worker again that has ended."""
+        self.start(part)
+
+    def sql(self, statement: str, **values: Any) -> int:
+        """Run a statement as an operator would; return how many rows it changed."""
+        from sqlalchemy import text
+
+        with self.engine.begin() as connection:
+            return connection.execute(text(statement), values).rowcount
+
+    # --- what came of it --------------------------------------------------------------------
+
+    def moving(self, more: int = 1, seconds: float = 60) -> None:
+        """Wait until `more` events than now have arrived."""
+        before = self.arrived()
+        eventually(lambda: self.arrived() >= before + more, seconds, "deliveries go on")
+
+    def check(
+        self,
+        *,
+        duplicates: int = 0,
+        ordered: bool = False,
+        seconds: float = 90,
+        flips: int = 0,
+        unknown: int = 0,
+    ) -> dict[str, Accounts]:
+        """Wait until all is settled, then check every invariant; return the accounts.
+
+        `duplicates` is the bound for all; `flips` how many suspensions there were; `unknown` how
+        many may have arrived without our knowing (answers that were cut off).
+        """
+        eventually(self.settled, seconds, "settled and recorded")
+        found = {one: accounts_of(self, one) for one in self.receivers}
+        self.duplicates = sum(accounts.repeated for accounts in found.values())
+        self.checked = True
+        self.figures += [
+            ("accepted", sum(map(len, self.sent.values()))),
+            ("lost", sum(len(accounts.lost) for accounts in found.values())),
+            ("duplicates", self.duplicates),
+        ]
+        for accounts in found.values():
+            accounts.verify(ordered=ordered, unknown=unknown)
+        assert self.duplicates <= duplicates, f"{self.duplicates} duplicates, {duplicates} allowed"
+        at_rest(self)
+        suspensions(self, flips)
+        no_secret_shown(self)
+        return found
+
+
+def users_of(sent: Iterable[Event]) -> dict[str, list[str]]:
+    """Return the ids of each user's events, in the order they were sent."""
+    theirs: dict[str, list[str]] = defaultdict(list)
+    for event in sent:
+        theirs[event["user_id"]].append(event["id"])
+    return theirs
+
+
+__all__ = ["PROJECT", "Event", "Scene", "eventually", "users_of"]

@@ -1,0 +1,147 @@
+"""Processes killed under load: a child, a parent, a whole worker; frozen; told to leave."""
+
+from collections.abc import Callable
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from time import monotonic
+
+import pytest
+
+from tests.faults.scene import Scene
+from tests.stack import end, eventually, family
+
+pytestmark = pytest.mark.processes
+Make = Callable[..., Scene]
+WINDOW = 2 * 256 + 100  # in flight in two children, and outcomes not yet committed
+
+
+@pytest.mark.row(1, "kill -9 of the children")
+def test_children_are_killed(scene: Make) -> None:
+    with scene() as s:
+        hooks = [s.hook("a"), s.hook("b"), s.other("amplitude")]
+        worker = s.worker()
+        s.send(600)
+        s.moving(100)
+        for child in s.children(worker):
+            end(child, SIGKILL)
+        s.moving()
+        found = s.check(duplicates=WINDOW)
+        assert [found[hook].count("delivered") for hook in hooks] == [600] * 3
+
+
+@pytest.mark.row(2, "kill -9 of the worker's parent")
+def test_the_parent_is_killed(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        worker, other = s.worker(), s.worker()
+        with s.load():
+            s.moving(100)
+            assert worker.process
+            orphans = family(worker.process.pid)
+            s.kill(worker)
+            eventually(lambda: not any(p.is_running() for p in orphans), why="children end too")
+            s.moving(400)
+        assert other.running
+        s.check(duplicates=WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row(3, "kill -9 of the whole worker, 8 times under load")
+def test_whole_workers_are_killed_again_and_again(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a"), s.hook("b"), s.other("amplitude")
+        workers = [s.worker(), s.worker()]
+        with s.load():
+            for number in range(8):
+                s.moving(50)
+                victim = workers[number % 2]
+                s.kill_all(victim)
+                s.again(victim)
+        s.check(duplicates=8 * WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row(4, "kill -9 after the upstream took it, before its answer")
+def test_killed_between_call_and_answer(scene: Make) -> None:
+    with scene() as s:
+        hook = s.hook("a")
+        worker = s.worker()
+        s.fault("cut", slug="webhooks", count=1)  # taken; the answer never comes whole
+        (event,) = s.send(1)
+        eventually(lambda: s.taken_by(hook)[event["id"]], why="it is taken")
+        s.kill_all(worker)
+        s.again(worker)
+        s.check(duplicates=1)
+        assert s.taken_by(hook) == {event["id"]: 2}, "again, under the same key"
+
+
+@pytest.mark.row(6, "TERM under load, then a new worker: 3 times")
+def test_a_rolling_restart_repeats_nothing(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a"), s.other("amplitude")
+        old = s.worker()
+        with s.load():
+            for _ in range(3):
+                s.moving(50)
+                new = s.worker()
+                s.stop(old, seconds=30)
+                old = new
+            s.moving(100)
+        s.check(duplicates=0, ordered=True)
+
+
+@pytest.mark.slow
+@pytest.mark.row(6, "TERM while an upstream hangs: leaves in time, hands back")
+def test_leaving_while_an_upstream_hangs(scene: Make) -> None:
+    with scene() as s:
+        hook = s.hook("a")
+        worker = s.worker()
+        s.fault("hang", slug="webhooks")
+        s.send(300)
+        eventually(lambda: s.calls("hang") >= 16, why="many are in flight")
+        began = monotonic()
+        s.stop(worker, seconds=30)
+        assert monotonic() - began < 30
+        s.no_faults()
+        s.worker()
+        found = s.check(duplicates=0, ordered=True)
+        assert found[hook].count("delivered") == 300
+
+
+@pytest.mark.slow
+@pytest.mark.row(7, "TERM, then kill -9 while it leaves")
+def test_killed_while_leaving(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        worker = s.worker()
+        s.fault("slow", slug="webhooks", seconds=3)
+        s.send(400)
+        s.moving()
+        assert worker.process
+        worker.process.send_signal(SIGTERM)
+        eventually(lambda: not s.redis.zcard("onward:owners"), why="it leaves")
+        s.kill_all(worker)
+        s.no_faults()
+        s.worker()
+        s.check(duplicates=WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row(8, "SIGSTOP of a worker until its leases lapse, then CONT")
+def test_a_frozen_worker_wakes_up(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        zombie = s.worker()
+        s.fault("slow", slug="webhooks", seconds=0.1)
+        sent = s.send(1500)
+        s.moving(50)
+        assert zombie.process
+        frozen = family(zombie.process.pid)
+        for process in frozen:
+            end(process, SIGSTOP)
+        s.worker()
+        eventually(lambda: s.arrived() == len(sent), 60, "another takes over")
+        for process in frozen:
+            end(process, SIGCONT)
+        with s.load():
+            s.moving(200)
+        s.check(duplicates=WINDOW)
