@@ -73,7 +73,7 @@ def _value_fault(text: str | None, currency: str | None) -> str:
         return ""
     if not isinstance(value, dict) or not value:
         return "eventValue must be a JSON object or empty"
-    if "af_revenue" in value and not re.fullmatch(r"-?\d+(\.\d{1,6})?", str(value["af_revenue"])):
+    if "af_revenue" in value and not re.fullmatch(r"-?\d+(\.\d{1,5})?", str(value["af_revenue"])):
         return "af_revenue is not a number"
     return "" if value.get("af_currency") == currency else "currencies differ"
 

@@ -1,12 +1,27 @@
 """Slack's incoming webhooks and chat.postMessage, as their documentation describes refusals."""
 
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from worker.sandbox.upstream import Call, Reply, Upstream, find
 
 SERVICE = "/services/T0EXAMPLE/B0EXAMPLE/abcdefghijklmnopqrstuvwx"
 TOKEN = "xoxb-sandbox-0123456789"  # noqa: S105  the sandbox's own
 CHANNEL = "C0123456789"
+
+
+class _Text(msgspec.Struct):
+    type: str
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=3000)]
+
+
+class _Block(msgspec.Struct):
+    type: str
+    text: _Text | None = None
+    fields: list[_Text] = []
+    elements: list[_Text] = []
+    block_id: Annotated[str, msgspec.Meta(max_length=255)] = ""
 
 
 def answer(call: Call) -> Reply:
@@ -38,19 +53,28 @@ def _fault(body: Any) -> str:
         return "invalid_payload"
     if not isinstance(body.get("text"), str) or not body["text"]:
         return "no_text"
-    if len(body.get("attachments", [])) > 100:
+    attachments = body.get("attachments", [])
+    if not isinstance(attachments, list) or len(attachments) > 100:
         return "too_many_attachments"
-    blocks = [block for group in find(body, "blocks") for block in group]
-    headers = [b["text"]["text"] for b in blocks if b.get("type") == "header"]
-    fields = [f["text"] for group in find(blocks, "fields") for f in group]
-    too_long = [text for text in headers if len(text) > 150]
-    too_long += [text for text in fields if len(text) > 2000]
-    too_many = [group for group in find(blocks, "fields") if len(group) > 10]
-    return "invalid_blocks" if len(blocks) > 50 or too_long or too_many else ""
+    try:
+        groups = msgspec.convert(list(find(body, "blocks")), list[list[_Block]])
+    except msgspec.ValidationError:
+        return "invalid_blocks_format"
+    blocks = [block for group in groups for block in group]
+    ids = [block.block_id for block in blocks if block.block_id]
+    fine = len(blocks) <= 50 and len(ids) == len(set(ids)) and all(map(_fits, blocks))
+    return "" if fine else "invalid_blocks"
+
+
+def _fits(block: _Block) -> bool:
+    if block.type == "header" and not (block.text and len(block.text.text) <= 150):
+        return False
+    parts = (block.fields, block.elements)
+    return all(len(part) <= 10 and all(len(t.text) <= 2000 for t in part) for part in parts)
 
 
 def _taken(body: Any) -> tuple[str, ...]:
-    return tuple(find(body, "block_id"))
+    return tuple(block_id for block_id in find(body, "block_id") if block_id)
 
 
 upstream = Upstream(
