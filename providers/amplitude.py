@@ -9,14 +9,13 @@ Errors: a 400 takes nothing, and names bad events by position; the others are se
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from providers.kit import (
     KB,
     MB,
-    MONEY_OUT,
     Check,
     Context,
     Delivered,
@@ -24,6 +23,7 @@ from providers.kit import (
     Json,
     Limits,
     Misconfigured,
+    NotFlag,
     Outcome,
     Partial,
     Plan,
@@ -37,7 +37,6 @@ from providers.kit import (
     Skipped,
     Split,
     Verdict,
-    Whole,
     advertising_id,
     amount_of,
     android_id,
@@ -71,6 +70,8 @@ THROTTLE = timedelta(seconds=30)
 DAY = timedelta(hours=24)
 BAD_KEY = "Invalid API key"
 
+IdLength = Annotated[int, Field(ge=1, le=256), NotFlag]
+
 
 class AmplitudeSettings(Settings):
     """A project's API key; sandbox events need a project of their own."""
@@ -78,7 +79,7 @@ class AmplitudeSettings(Settings):
     api_key: Secret = Field(description="Project API key")
     region: Literal["us", "eu"] = Field("us", description="The project's data residency")
     use_batch_endpoint: bool = Field(False, description="Slower, more tolerant, larger requests")
-    min_id_length: Whole = Field(5, ge=1, le=256, description="Shortest user id accepted")
+    min_id_length: IdLength = Field(5, description="Shortest user id accepted")
     sandbox_api_key: Secret | None = Field(None, description="Project key for sandbox events")
     revenue_basis: Literal["usd", "local"] = Field("usd", description="Currency of `revenue`")
     user_property_for_user_id: str | None = Field(
@@ -160,11 +161,10 @@ def _money(event: Event, settings: AmplitudeSettings) -> dict[str, Any]:
     if money is None:
         return {}
     amount, currency = amount_of(money, settings.revenue_basis)
-    kind = "refund" if event.name in MONEY_OUT else REVENUE_TYPES.get(event.name, "purchase")
     return {
         "revenue": amount,
         "productId": event.product_id[:1024],
-        "revenueType": kind,
+        "revenueType": REVENUE_TYPES.get(event.name, "purchase"),
         "currency": currency,
     }
 

@@ -23,6 +23,7 @@ from providers.kit import (
     Event,
     Limits,
     Misconfigured,
+    NotFlag,
     Outcome,
     Plan,
     Provider,
@@ -34,7 +35,6 @@ from providers.kit import (
     Secret,
     Skipped,
     Verdict,
-    Whole,
     advertising_id,
     by_status,
     clipped,
@@ -69,7 +69,7 @@ LIMITS = Limits(concurrency=10, max_age=timedelta(days=14))
 PostKey = Annotated[
     Secret, matching(r"\S{8,128}", "must be the Post API key, 8 to 128 characters without blanks")
 ]
-ApplicationId = Annotated[Whole, Field(ge=1, le=999_999_999_999)]
+ApplicationId = Annotated[int, Field(ge=1, le=999_999_999_999), NotFlag]
 
 
 class AppMetricaSettings(RevenueSettings):

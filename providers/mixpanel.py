@@ -23,6 +23,7 @@ from providers.kit import (
     Json,
     Limits,
     Misconfigured,
+    NotFlag,
     Outcome,
     Partial,
     Plan,
@@ -37,7 +38,6 @@ from providers.kit import (
     Split,
     Unsent,
     Verdict,
-    Whole,
     advertising_id,
     amount_of,
     at,
@@ -62,6 +62,7 @@ TEXT = 255  # bytes of a property
 AHEAD = 3600  # seconds that an event may be ahead of Mixpanel's clock
 LIMITS = Limits(events=500, bytes=2 * MB, linger=timedelta(seconds=0.5))
 
+ProjectId = Annotated[int, Field(ge=1), NotFlag]
 AccountName = Annotated[
     str, matching(r"[!-9;-~]+", "must be the service account's username, without blanks and colons")
 ]
@@ -76,7 +77,7 @@ class MixpanelSettings(Settings):
         None, description="Service account, instead of the token"
     )
     service_account_secret: Secret | None = Field(None, description="Service account's secret")
-    project_id: Whole | None = Field(None, ge=1, description="Project id, with a service account")
+    project_id: ProjectId | None = Field(None, description="Project id, with a service account")
     id_merge: Literal["simplified", "original"] = Field(
         "simplified", description="The project's identity merge API"
     )

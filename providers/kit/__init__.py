@@ -62,11 +62,11 @@ from providers.kit.plan import (
 )
 from providers.kit.settings import (
     InvalidSettings,
+    NotFlag,
     RevenueSettings,
     Secret,
     SecretText,
     Settings,
-    Whole,
     matching,
     read_settings,
 )
@@ -97,6 +97,7 @@ __all__ = [
     "Limits",
     "Misconfigured",
     "Money",
+    "NotFlag",
     "ObjectSettings",
     "Outcome",
     "Partial",
@@ -118,7 +119,6 @@ __all__ = [
     "Unsent",
     "Verdict",
     "WebUrl",
-    "Whole",
     "additions",
     "advertising_id",
     "amount_of",

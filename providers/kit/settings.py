@@ -48,7 +48,7 @@ def _no_flag(value: Any) -> Any:
 
 Secret = Annotated[SecretStr, AfterValidator(_one_line_secret)]
 SecretText = Annotated[SecretStr, AfterValidator(_secret_text)]  # PEM, JSON: lines allowed
-Whole = Annotated[int, BeforeValidator(_no_flag)]  # pydantic takes true for 1
+NotFlag = BeforeValidator(_no_flag)  # of a number, for pydantic takes true for 1
 
 
 def matching(pattern: str, remedy: str) -> Any:
