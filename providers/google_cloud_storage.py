@@ -57,6 +57,7 @@ HOST = "https://storage.googleapis.com"
 TOKEN_URL = "https://oauth2.googleapis.com/token"  # noqa: S105  whatever the key file says
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+NEW_TOKEN = "new_token"  # noqa: S105  a note
 LIFE = 3600  # seconds a token is asked for
 SAFE = "/-._~"
 ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
@@ -169,9 +170,11 @@ def _check_key_file(key_file: Any) -> None:
 def encode(events: Sequence[Event], settings: GoogleCloudStorageSettings, context: Context) -> Plan:
     """Return an upload per object."""
     put = _put if settings.auth_mode == "hmac" else _upload
+    again = any(context.notes.get(event.id) == NEW_TOKEN for event in events)
+    refs = {NEW_TOKEN: 0} if again else {}  # tells `classify` that a new token did not help
     return Plan(
         tuple(
-            replace(put(batch, settings, context), events=batch.events)
+            replace(put(batch, settings, context), events=batch.events, refs=refs)
             for batch in objects(events, settings, context)
         )
     )
@@ -232,8 +235,9 @@ def _bearer(context: Context) -> tuple[str, str]:
 
 def classify(request: Request, response: Response, settings: GoogleCloudStorageSettings) -> Verdict:
     """Return what the answer means for the whole object."""
-    if response.status == 401 and settings.auth_mode == "service_account":
-        return Retry("unauthorized", _error(response)[2], note="new_token")
+    renewable = settings.auth_mode == "service_account" and NEW_TOKEN not in request.refs
+    if response.status == 401 and renewable:
+        return Retry("unauthorized", _error(response)[2], note=NEW_TOKEN)
     return _meaning(response)
 
 

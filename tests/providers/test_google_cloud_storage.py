@@ -366,6 +366,15 @@ def test_classify(status: int, body: Any, verdict: Verdict) -> None:
     assert classified(provider, SETTINGS, status, body) == verdict
 
 
+def test_a_new_token_that_is_refused_too_is_the_customers_matter() -> None:
+    notes = {event().id: "new_token"}
+    (request,) = planned(provider, SETTINGS, event(), token=TOKEN, notes=notes).requests
+    answer = Response(401, {}, json.dumps(error(401, "authError")).encode())
+    assert provider.classify(request, answer, read(SETTINGS)) == Misconfigured(
+        "unauthorized", "Words."
+    )
+
+
 def test_with_hmac_keys_401_is_the_customers() -> None:
     assert classified(provider, HMAC, 401, xml("AuthenticationRequired")) == Misconfigured(
         "unauthorized", "AuthenticationRequired: Words."
