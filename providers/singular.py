@@ -56,7 +56,7 @@ URL = "https://s2s.singular.net/api/{version}/evt"
 NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 SDID_PROPERTIES = ("singular_device_id", "sdid")  # where the settings name none
 NAME = re.compile(r"[\x20-\x7e]{1,32}")
-WRONG_KEY = re.compile(r"missing argument: *a$|\b(?:sdk|api)?[ _-]?key\b", re.IGNORECASE)
+WRONG_KEY = re.compile(r"missing argument: *a\W*$|\b(?:sdk|api)?[ _-]?key\b", re.IGNORECASE)
 WRONG_PARAMETER = re.compile(
     r"missing argument|invalid platform|no device id|should have an? ", re.IGNORECASE
 )
@@ -192,7 +192,7 @@ def classify(request: Request, response: Response, settings: SingularSettings) -
         return Retry("unreadable_answer", message)
     if WRONG_KEY.search(reason):
         return Misconfigured("unauthorized", message)
-    if re.search(r"missing argument: *ip$", reason, re.IGNORECASE):
+    if re.search(r"missing argument: *ip\W*$", reason, re.IGNORECASE):
         return Rejected("no_user_ip", f"no user IP ({message})")
     if WRONG_PARAMETER.search(reason):
         return Rejected("bad_request", message)

@@ -208,6 +208,7 @@ def failed(reason: str) -> dict[str, str]:
             failed("missing argument: a"),
             Misconfigured("unauthorized", "missing argument: a"),
         ),
+        (200, failed("Missing argument: a."), Misconfigured),
         (200, failed("Invalid SDK key"), Misconfigured("unauthorized", "Invalid SDK key")),
         (200, failed("api_key not found"), Misconfigured),
         (200, failed("missing argument: aifa"), Rejected("bad_request", "missing argument: aifa")),
