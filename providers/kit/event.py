@@ -15,7 +15,7 @@ import msgspec
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
 
 
-class Money(msgspec.Struct, frozen=True, kw_only=True):
+class Money(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An amount in major units of `currency` (ISO 4217), and the same in US dollars.
 
     Refunds are negative. `is_proceed`: the value is already after commission; `proceeds_rate` is
@@ -29,7 +29,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True):
     proceeds_rate: Decimal | None = None
 
 
-class Transaction(msgspec.Struct, frozen=True, kw_only=True):
+class Transaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The store's transaction; times are Unix seconds, None where unknown or not applicable."""
 
     transaction_id: str = ""
@@ -39,7 +39,7 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     grace_period_expires: int | None = None
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True):
+class Device(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The user's device. `att_status`: 0 not determined, 1 restricted, 2 denied, 3 authorised."""
 
     model: str = ""
