@@ -249,16 +249,20 @@ def classify(request: Request, response: Response, settings: SlackSettings) -> V
 
 def _by_webhook(response: Response) -> Outcome:
     word = text_at(response.json, "error") or response.text
-    if response.status == 200:
+    if _successful(response):
         delivered = response.text == "ok"
         return Delivered() if delivered else Retry("unexpected_answer", response.text)
     return _by_word(word, word, response) or _by_status(response)
 
 
+def _successful(response: Response) -> bool:
+    return 200 <= response.status < 300
+
+
 def _by_api(response: Response) -> Outcome:
     body = response.json
     error = text_at(body, "error")
-    if response.status == 200 and at(body, "ok") is True:
+    if _successful(response) and at(body, "ok") is True:
         return Delivered()
     if error == "duplicate_message_not_allowed":
         return Delivered(error)
@@ -266,7 +270,7 @@ def _by_api(response: Response) -> Outcome:
     known_word = _by_word(error, f"{error}: {details}" if details else error, response)
     if known_word:
         return known_word
-    if response.status == 200:
+    if _successful(response):
         unknown = at(body, "ok") is False
         return Rejected("refused", error) if unknown else Retry("unexpected_answer", response.text)
     return _by_status(response)

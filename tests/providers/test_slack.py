@@ -213,6 +213,7 @@ AFTER_30 = Retry("throttled", "rate_limited", timedelta(seconds=30), throttled=T
         (200, "ok", {}, Delivered()),
         (200, "<html>hello", {}, Retry("unexpected_answer", "<html>hello")),
         (200, "", {}, Retry("unexpected_answer")),
+        (204, "", {}, Retry("unexpected_answer")),
         *(
             (400, word, {}, Rejected("bad_message", word))
             for word in [
@@ -328,6 +329,13 @@ def test_classify_errors_of_the_web_api(error: str, kind: type[Any]) -> None:
         ),
         (200, "<html>", {}, Retry("unexpected_answer", "<html>")),
         (200, [], {}, Retry("unexpected_answer", "[]")),
+        (202, "", {}, Retry("unexpected_answer")),
+        (
+            201,
+            {"ok": False, "error": "is_archived"},
+            {},
+            Misconfigured("refused", "channel archived (is_archived)"),
+        ),
         (200, {"ok": "true"}, {}, Retry("unexpected_answer", '{"ok": "true"}')),
         (503, "<html>", {}, Retry("unavailable", "<html>")),
         (401, "", {}, Misconfigured("unauthorized")),
