@@ -331,7 +331,8 @@ def _failure(error: dict[str, Json], response: Response) -> Outcome:
 
 
 def _message(error: dict[str, Json]) -> str:
-    words = text_at(error, "error_user_msg") or text_at(error, "message")
+    said = text_at(error, "message"), text_at(error, "error_user_title")
+    words = text_at(error, "error_user_msg") or ": ".join(filter(None, said))
     labels = {"code": "code", "error_subcode": "subcode", "fbtrace_id": "trace"}
     marks = [f"{label} {text_at(error, key)}" for key, label in labels.items() if error.get(key)]
     return one_line(f"{words[:400]} ({', '.join(marks)})" if marks else words)

@@ -55,13 +55,16 @@ from providers.kit import (
     revenue_of,
     store_of,
     text_at,
+    usable,
     user_id,
 )
 
 HOST = "https://api.onesignal.com"
 EVENT_BYTES = 2024
 CHANGES = 100  # property changes a request may hold
-JUNK = frozenset({"0", "1", "-1", "na", "nan", "ok", "all", "not set", "unqualified", "[]", "{}"})
+JUNK = frozenset(  # external ids that OneSignal blocks; the dots would be steps of the path
+    {"0", "1", "-1", "na", "nan", "ok", "all", "not set", "unqualified", "[]", "{}", ".", ".."}
+)
 RESERVED = (
     "message", "notification", "subscription", "user", "template", "app", "org",
     "dynamic_content", "data_feed", "journey", "custom_data",
@@ -160,7 +163,7 @@ def encode(events: Sequence[Event], settings: OneSignalSettings, context: Contex
 
 def _alias(event: Event, settings: OneSignalSettings) -> str:
     if settings.alias_label == "onesignal_id":
-        return property_of(event, "onesignal_id", "_q_onesignal_id")
+        return usable(property_of(event, "onesignal_id", "_q_onesignal_id"), JUNK)
     return user_id(event, anonymous=False, refused=JUNK)
 
 
@@ -315,11 +318,10 @@ def _text(fact: Fact) -> str:
 
 def _purchases(event: Event, settings: OneSignalSettings) -> list[dict[str, Json]]:
     money = revenue_of(event, settings, settings.revenue_basis)
-    if not settings.send_purchases or money is None or money.value <= 0:
+    if not (settings.send_purchases and event.product_id and money and money.value > 0):
         return []
-    return [
-        known(sku=event.product_id, amount=plain(money.value), iso=money.currency) | {"count": 1}
-    ]
+    purchase = {"sku": event.product_id, "amount": plain(money.value), "iso": money.currency}
+    return [purchase | {"count": 1}]
 
 
 # --- answers -----------------------------------------------------------------------------------

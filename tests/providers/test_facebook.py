@@ -359,7 +359,11 @@ def error(code: Any, subcode: int | None = None, **more: Any) -> dict[str, Any]:
             error(100, 2804003, is_transient=False, error_user_msg="Too old"),
             Split("too_old", "Too old (code 100, subcode 2804003)"),
         ),
-        (400, error(100, 2804009), Split("no_amount", "Oh (code 100, subcode 2804009)")),
+        (
+            400,
+            error(100, 2804009, error_user_title="Missing Value"),
+            Split("no_amount", "Oh: Missing Value (code 100, subcode 2804009)"),
+        ),
         (400, error(100), Split("invalid_event", "Oh (code 100)")),
         (400, error(100, is_transient=True), Retry("server_error", "Oh (code 100)")),
         (500, error(1), Retry("server_error", "Oh (code 1)")),

@@ -106,7 +106,8 @@ def test_sends_only_the_tags_that_are_named() -> None:
 
 def test_adds_purchases_for_money_in_alone() -> None:
     settings = TAGS | {"send_purchases": True}
-    (request,) = planned(provider, settings, event(), refund(), trial()).requests
+    nameless = event(id="evt-1", product_id="")
+    (request,) = planned(provider, settings, event(), refund(), trial(), nameless).requests
     assert json.loads(request.body)["deltas"] == {
         "purchases": [{"sku": "com.acme.pro.month", "amount": "7.99", "iso": "GBP", "count": 1}]
     }
@@ -154,6 +155,11 @@ def test_goes_by_onesignal_id_where_told() -> None:
         (
             EVENTS,
             {"identity_id": "Not Set"},
+            "no OneSignal external id (call identify in the app, or set _q_custom_user_id)",
+        ),
+        (
+            TAGS,
+            {"identity_id": ".."},
             "no OneSignal external id (call identify in the app, or set _q_custom_user_id)",
         ),
         (

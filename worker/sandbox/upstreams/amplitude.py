@@ -10,6 +10,12 @@ NOBODY = {
     *("anonymous", "nil", "none", "null", "n/a", "na", "undefined", "unknown", "{}", "lmy47d"),
     *("0", "-1", "00000000-0000-0000-0000-000000000000"),
 }
+KINDS: dict[str, tuple[type, ...]] = {
+    "revenue": (int, float),
+    "productId": (str,),
+    "insert_id": (str,),
+    "event_properties": (dict,),
+}
 
 
 def _error(status: int, error: str, **more: Any) -> Reply:
@@ -63,6 +69,8 @@ def _faults(events: list[Any], shortest: int) -> tuple[dict[str, list[int]], ...
             missing.setdefault("event_type", []).append(position)
         elif name.startswith("[Amplitude]"):
             invalid.setdefault("event_type", []).append(position)
+        for key in (k for k in KINDS.keys() & event.keys() if type(event[k]) not in KINDS[k]):
+            invalid.setdefault(key, []).append(position)
         if isinstance(time, bool) or not isinstance(time, int) or time < 10**12:
             invalid.setdefault("time", []).append(position)
         if not event.get("user_id") and not event.get("device_id"):
