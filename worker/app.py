@@ -57,9 +57,9 @@ def redis() -> Any:
     return Redis.from_url(settings().redis_url, protocol=2, **SOCKET)
 
 
-def async_redis() -> Any:
+def async_redis(**more: Any) -> Any:
     """Return a client of the events' Redis for the running loop."""
-    return AsyncRedis.from_url(settings().redis_url, protocol=2, **SOCKET)
+    return AsyncRedis.from_url(settings().redis_url, protocol=2, **{**SOCKET, **more})
 
 
 @cache

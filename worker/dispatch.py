@@ -9,6 +9,7 @@ import heapq
 import logging
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
 MESSAGE_LENGTH = 1_000  # characters an operator is shown
+AGAIN_MS = 500  # after trouble of our own
 FAIR_SHARE = 16  # requests in flight a pipeline may always have, while others wait
 
 
@@ -59,6 +61,7 @@ class Dispatcher:
         self.requests = 0  # in flight
         self.unsent = 0  # fresh deliveries in memory
         self.leaving = False
+        self.safe: Callable[[], bool] = lambda: True  # whether our leases surely hold
         self._starved: deque[Pipeline] = deque()
         self._timers: list[tuple[float, int, Pipeline]] = []
         self._order = count()
@@ -70,7 +73,7 @@ class Dispatcher:
     def pipeline_of(self, shard: Shard, integration: Integration) -> Pipeline:
         """Return the pipeline of an integration, new if need be."""
         pipeline = self.pipelines.get(integration.id)
-        if pipeline is None:
+        if pipeline is None or pipeline.shard is not shard:
             pipeline = Pipeline(integration, shard)
             pipeline.health = Health(probation=integration.on_probation)
             self.pipelines[integration.id] = pipeline
@@ -132,7 +135,12 @@ class Dispatcher:
 
     def pump(self, pipeline: Pipeline) -> None:
         """Start what may be started now, and see that the rest is thought of later."""
-        if pipeline.held or pipeline.closed or self.leaving or pipeline.shard.leaving:
+        if self.leaving or not pipeline.shard.sends or not self.safe():
+            return
+        if pipeline.integration.active == 0 or self._deleted(pipeline):
+            self._let_go(pipeline)
+            return
+        if pipeline.held or pipeline.closed:
             return
         now = self.clock.now_ms()
         if self._gathering(pipeline, now):
@@ -141,6 +149,10 @@ class Dispatcher:
             self._timer(pipeline, pipeline.due)
             return
         self._wake(pipeline, now)
+        self._send(pipeline)
+
+    def _send(self, pipeline: Pipeline) -> None:
+        """Start requests while there is room and something to send."""
         limits = pipeline.integration.limits
         while pipeline.requests < self._allowed(pipeline):
             if self.requests >= self.settings.window:
@@ -157,6 +169,11 @@ class Dispatcher:
             self.unsent -= sum(delivery.lane_id is None for delivery in batch)
             self._start(pipeline, batch)
         self._note_activity(pipeline)
+
+    def resume(self) -> None:
+        """Go on with every pipeline, after a time in which nothing was started."""
+        for pipeline in list(self.pipelines.values()):
+            self.pump(pipeline)
 
     def _gathering(self, pipeline: Pipeline, now: float) -> bool:
         """Whether a bucket's batch is still filling, or must be fixed before it is sent."""
@@ -180,6 +197,9 @@ class Dispatcher:
             entries = await self.state.redis.xrange(
                 keys.lane(integration.id), count=integration.limits.events
             )
+        except RedisError as error:
+            self._later(pipeline, error)
+            return
         finally:
             pipeline.reading = False
         if not entries or pipeline.shard.lost:
@@ -242,12 +262,19 @@ class Dispatcher:
     async def _read(self, pipeline: Pipeline) -> None:
         try:
             await lane.read(self.state.redis, pipeline, self.clock.now_ms())
+        except RedisError as error:
+            self._later(pipeline, error)
+            return
         finally:
             pipeline.reading = False
         if pipeline.buffer or not pipeline.exhausted:
             self.pump(pipeline)
         elif pipeline.probing and pipeline.lane_len == 0:
             pipeline.probing = False
+
+    def _later(self, pipeline: Pipeline, error: RedisError) -> None:
+        log.warning("Redis did not answer (%s); trying again", error)
+        self._timer(pipeline, self.clock.now_ms() + AGAIN_MS)
 
     def _start(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
         pipeline.requests += 1
@@ -261,7 +288,7 @@ class Dispatcher:
             delivery.attempts += 1
         try:
             report = await self.sender.send(pipeline, batch)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, RedisError):
             cut = Retry("interrupted", "the worker stopped before the answer came")
             report = Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure
         self._landed(pipeline, batch, report)
@@ -458,14 +485,30 @@ class Dispatcher:
             else delay(policy.schedule, delivery.alone, chance)
         )
         delivery.due = int(self.clock.now_ms() + wait * 1000)
-        pipeline = delivery.pipeline
-        if delivery.lane_id is None:
-            pipeline.shard.to_lane(delivery)
-        self._timer(pipeline, delivery.due)
+        self._timer(delivery.pipeline, delivery.due)
         if delivery.lane_id:
             remain(delivery)
         else:
-            pipeline.shard.after.append(lambda: remain(delivery))
+            self._wait_in_lane(delivery)
+
+    def _wait_in_lane(self, delivery: Delivery) -> None:
+        """Put a fresh delivery into the lane to wait there, its user's later ones behind it."""
+        pipeline, user = delivery.pipeline, delivery.user
+        if delivery.lane_id is None:
+            pipeline.shard.to_lane(delivery)
+        later = pipeline.withdraw(user) if user else []
+        self.unsent -= len(later)
+        for follower in later:
+            pipeline.shard.to_lane(follower)
+        if user:
+            pipeline.block(user)
+
+        def waits() -> None:
+            remain(delivery)
+            if user:
+                pipeline.unblock(user)
+
+        pipeline.shard.after.append(waits)
 
     def _suspend(self, pipeline: Pipeline, reason: str, message: str) -> None:
         """Hold the pipeline from now on; the database follows (`wanted`)."""
@@ -488,11 +531,7 @@ class Dispatcher:
         """Take in what was put at the lane's end from outside: replayed dead letters."""
         pipeline.lane_len += count
         pipeline.exhausted = False
-        if pipeline.integration.active == 0:
-            off = "skipped", "off", "the integration is paused"
-            self._spawn(self._drop(pipeline, *off))
-        else:
-            self.pump(pipeline)
+        self.pump(pipeline)
 
     def reconcile(self) -> None:
         """Follow the directory: settings changed, paused, deleted, re-activated."""
@@ -502,13 +541,11 @@ class Dispatcher:
                 continue
             before = pipeline.integration
             if present is None:
-                self._spawn(
-                    self._drop(pipeline, "expired", "deleted", "the integration was deleted")
-                )
+                self.pump(pipeline)
                 continue
             pipeline.integration = present
-            if present.active == 0 and before.active != 0:
-                self._spawn(self._drop(pipeline, "skipped", "off", "the integration is paused"))
+            if present.active == 0:
+                self.pump(pipeline)
             elif present.active == 1 and not pipeline.held:
                 self._released(pipeline, before)
             elif pipeline.held:
@@ -522,17 +559,33 @@ class Dispatcher:
             pipeline.rewind()
         self.pump(pipeline)
 
-    async def _drop(self, pipeline: Pipeline, name: str, reason: str, message: str) -> None:
-        """End everything that waits in a pipeline that is off or deleted."""
-        landed = Landed(Skipped(reason, message))
+    def _deleted(self, pipeline: Pipeline) -> bool:
+        return self.directory.usable and self.directory.get(pipeline.integration.id) is None
+
+    def _let_go(self, pipeline: Pipeline) -> None:
+        """End what waits in a pipeline that is off or deleted; not what is in flight."""
+        if not pipeline.dropping:
+            pipeline.dropping = True
+            self._spawn(self._drop(pipeline))
+
+    async def _drop(self, pipeline: Pipeline) -> None:
+        if self._deleted(pipeline):
+            name, why = "expired", Skipped("deleted", "the integration was deleted")
+        else:
+            name, why = "skipped", Skipped("off", "the integration is paused")
         queued = pipeline.empty()
         self.unsent -= len(queued)
-        for delivery in queued:
-            self._settle(delivery, landed, name)
         pipeline.forget_lane()
-        async for page in lane.head(self.state.redis, pipeline, pipeline.lane_len):
-            for delivery in page:
-                self._settle(delivery, landed, name)
+        try:
+            for delivery in queued:
+                self._settle(delivery, Landed(why), name)
+            async for page in lane.head(self.state.redis, pipeline, pipeline.lane_len):
+                for delivery in page:
+                    self._settle(delivery, Landed(why), name)
+        except RedisError as error:
+            self._later(pipeline, error)
+        finally:
+            pipeline.dropping = False
 
     async def expire(self) -> None:
         """Let go what has waited longer than the hold, or is too much for it: expired."""
@@ -598,7 +651,7 @@ class Dispatcher:
             if pipeline.shard is shard:
                 del self.pipelines[integration_id]
                 self._active.discard(pipeline)
-                self.unsent -= pipeline.size
+                self.unsent -= len(pipeline.empty())
 
     def flying(self, shard: Shard) -> int:
         """Return the requests of a shard in flight."""

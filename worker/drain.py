@@ -12,6 +12,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -44,6 +47,10 @@ EXPIRE_SECONDS = 10.0
 NOTICE_SECONDS = 1.0
 SOLO_DELIVERIES = 2  # an entry delivered more often is handled alone: it may kill the process
 SOLO_DEATHS = 2
+SUSPECTS = 64  # of those, so many together at first: all but a few are innocent
+SUSPECT_SECONDS = 1.0  # what kills its process does so at once; a slow upstream is not waited for
+STUCK_SECONDS = 0.5
+LARGEST_REREAD = 20_000
 
 
 class Drain:
@@ -62,6 +69,7 @@ class Drain:
         self.state = state
         self.clock = StoreClock()
         self.dispatcher = Dispatcher(settings, directory, transport, state, self.clock)
+        self.dispatcher.safe = self._safe
         self.stopping = stopping
         self.token = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self.shards: dict[int, Shard] = {}
@@ -116,7 +124,7 @@ class Drain:
 
     async def _renew(self) -> None:
         """Keep our leases, and take the store's time."""
-        held = list(self.shards.values())
+        paused, held = not self._safe(), list(self.shards.values())
         kept = await self.state.renew([shard.keys for shard in held], self.token) if held else []
         for shard, ours in zip(held, kept, strict=True):
             if not ours:
@@ -125,6 +133,12 @@ class Drain:
         self.clock.set(now_ms)
         self.renewed = time.monotonic()
         metrics.LEASES.set(len(self.shards))
+        if paused:
+            self.dispatcher.resume()
+
+    def _safe(self) -> bool:
+        """Whether our leases surely hold: else nothing new is started."""
+        return time.monotonic() - self.renewed < LEASE_SAFE_SECONDS
 
     async def _balance(self) -> None:
         """Take free shards up to our share, give surplus ones back."""
@@ -135,7 +149,7 @@ class Drain:
             if len(self.shards) >= share:
                 break
             keys = Keys(number)
-            if await self.state.take(keys, self.token):
+            if await self._take(keys):
                 shard = self.shards[number] = Shard(keys, opening=True)
                 self._openings.add(opening := asyncio.create_task(self._open(shard)))
                 opening.add_done_callback(self._openings.discard)
@@ -143,6 +157,15 @@ class Drain:
             shard.leave(time.monotonic())
         for shard in [s for s in self.shards.values() if s.leaving]:
             await self._give_back(shard)
+
+    async def _take(self, keys: Keys) -> bool:
+        try:
+            return await self.state.take(keys, self.token)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            log.error("Shard %d cannot be drained: %s", keys.shard, error)  # noqa: TRY400  no bug
+            return False
 
     def _candidates(self) -> list[int]:
         start = hash(self.token) % self.settings.shards
@@ -162,10 +185,15 @@ class Drain:
         try:
             await self._load(shard)
             await self._reclaim(shard)
-        except Exception:
-            log.exception("Shard %d could not be taken over; giving it back", shard.keys.shard)
+        except Exception as error:
+            known = isinstance(error, RedisError)
+            log.warning(
+                "Shard %d could not be taken over (%s); giving it back",
+                shard.keys.shard, error, exc_info=not known,
+            )  # fmt: skip
             self._lost(shard)
-            await self.state.release(shard.keys, self.token)
+            with suppress(RedisError):
+                await self.state.release(shard.keys, self.token)
             return
         shard.opening = False
         for pipeline in list(self.dispatcher.pipelines.values()):
@@ -185,14 +213,22 @@ class Drain:
             await lane.load(redis, pipeline)
         if keys.shard == 0:
             await self.state.ensure_group(UNSHARDED)
+            await self._reclaim_unsharded()
 
     async def _orphan(self, shard: Shard, integration_id: str) -> None:
         """A lane without an integration: if it was deleted, what waits there has expired."""
         if not self.directory.usable:
             return
-        keys = shard.keys
-        entries = await self.state.redis.xrange(keys.lane(integration_id), count=1000)
-        now = int(self.clock.now_ms())
+        keys, cursor = shard.keys, b"-"
+        name = keys.lane(integration_id)
+        while entries := await self.state.redis.xrange(name, min=cursor, count=1000):
+            cursor = b"(" + entries[-1][0]
+            self._expire(shard, integration_id, entries)
+        shard.commands.append(("EMPTIED", name, keys.due, integration_id))
+        shard.commands.append(("HDEL", keys.wanted, integration_id))
+
+    def _expire(self, shard: Shard, integration_id: str, entries: list[Any]) -> None:
+        keys, now = shard.keys, int(self.clock.now_ms())
         for lane_id, fields in entries:
             event = lane.event_of(fields[b"e"], int(fields[b"t"]))
             shard.page.rows.append(
@@ -204,15 +240,13 @@ class Drain:
             )  # fmt: skip
             shard.tallies[integration_id, "expired"] += 1
             shard.commands.append(("XDEL", keys.lane(integration_id), lane_id))
-        if len(entries) < 1000:
-            shard.commands.append(("ZREM", keys.due, integration_id))
-            shard.commands.append(("HDEL", keys.wanted, integration_id))
+            shard.commands.append(("HDEL", keys.tries(integration_id), lane_id))
 
     async def _reclaim(self, shard: Shard) -> None:
         """Make the pending entries of dead owners ours, oldest first."""
         redis, keys = self.state.redis, shard.keys
         cursor: bytes | str = "0-0"
-        while True:
+        while not shard.lost:
             reply = await redis.xautoclaim(keys.intake, GROUP, self.token, 0, cursor, count=500)
             cursor, entries = reply[0], reply[1]
             if entries:
@@ -226,11 +260,10 @@ class Drain:
                     consumername=self.token,
                 )
                 often = {p["message_id"]: p["times_delivered"] for p in pending}
-                for entry_id, fields in entries:
-                    if often.get(entry_id, 1) > SOLO_DELIVERIES:
-                        await self._alone(shard, entry_id, fields)
-                    else:
-                        await self._accept(shard, [(entry_id, fields)])
+                judged = [(often.get(e[0], 1) > SOLO_DELIVERIES, e) for e in entries]
+                for suspect, some in groupby(judged, key=itemgetter(0)):
+                    handle = self._suspects if suspect else self._accept
+                    await handle(shard, [entry for _, entry in some])
             if cursor in (b"0-0", "0-0"):
                 break
         for consumer in await redis.xinfo_consumers(keys.intake, GROUP):
@@ -238,19 +271,53 @@ class Drain:
             if consumer["pending"] == 0 and name != self.token.encode():
                 await redis.xgroup_delconsumer(keys.intake, GROUP, name)
 
-    async def _alone(self, shard: Shard, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
-        """Handle an entry whose owner died more than once; set it apart if it did that alone."""
-        redis, keys = self.state.redis, shard.keys
-        deaths = await redis.hincrby(keys.solo, entry_id, 1) - 1
-        if deaths >= SOLO_DEATHS:
-            message = f"its process died {deaths} times while it was alone in flight"
-            self._dead_letter(shard, entry_id, fields.get(b"event", b""), "poison", message, None)
-            shard.acks.append(entry_id)
-        else:
-            await self._accept(shard, [(entry_id, fields)])
-            while entry_id in shard.entries and not self.stopping() and not shard.lost:  # noqa: ASYNC110  rare
-                await asyncio.sleep(FLUSH_SECONDS)
-        shard.commands.append(("HDEL", keys.solo, entry_id))
+    async def _suspects(self, shard: Shard, entries: list[Any]) -> None:
+        """Handle entries whose owners died more than once: one of them may be to blame.
+
+        They go in small groups, marked while they are tried. Who was marked when a process died
+        goes alone from then on, and is set apart once it did that alone.
+        """
+        marks = await self.state.redis.hmget(shard.keys.solo, [entry_id for entry_id, _ in entries])
+        group: list[Any] = []
+        for entry, mark in zip(entries, marks, strict=True):
+            if mark is None:
+                group.append(entry)
+            if group and (mark is not None or len(group) == SUSPECTS):
+                await self._try(shard, group)
+                group = []
+            if mark is not None and int(mark) > SOLO_DEATHS:
+                self._poison(shard, *entry)
+            elif mark is not None:
+                await self._try(shard, [entry])
+        if group:
+            await self._try(shard, group)
+
+    async def _try(self, shard: Shard, entries: list[Any]) -> None:
+        """Accept entries under a mark, for as long as it may take them to kill the process."""
+        ids = [entry_id for entry_id, _ in entries]
+        async with self.state.redis.pipeline(transaction=False) as pipe:
+            for entry_id in ids:
+                pipe.hincrby(shard.keys.solo, entry_id, 1)
+            await pipe.execute()
+        await self._accept(shard, entries)
+        until = time.monotonic() + SUSPECT_SECONDS
+        while time.monotonic() < until and not (self.stopping() or shard.lost):
+            if not any(entry_id in shard.entries for entry_id in ids):
+                break
+            await asyncio.sleep(FLUSH_SECONDS)
+        shard.commands.append(("HDEL", shard.keys.solo, *ids))
+
+    def _poison(self, shard: Shard, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
+        log.error("Entry %s of shard %d kills its process; set apart", entry_id, shard.keys.shard)
+        message = f"its process died {SOLO_DEATHS} times while it was alone in flight"
+        self._dead_letter(shard, entry_id, fields.get(b"event", b""), "poison", message, None)
+        shard.tallies["*", "poison"] += 1
+        shard.progress.pop(entry_id, None)
+        shard.commands += [
+            ("HDEL", shard.keys.solo, entry_id),
+            ("HDEL", shard.keys.progress, entry_id),
+        ]
+        shard.ack(entry_id)
 
     async def _notice(self) -> None:
         """Wake the lanes that grew from outside: replayed dead letters."""
@@ -274,6 +341,19 @@ class Drain:
         if not await self._may_read():
             await asyncio.sleep(0.02)
             return
+        try:
+            for shard in [s for s in self.shards.values() if s.reads and s.unsure]:
+                await self._reread(shard)
+            await self._read()
+        except ResponseError as error:
+            await self._mend(error)
+        except RedisError as error:
+            log.warning("Redis did not answer (%s); trying again", error)
+            for shard in self.shards.values():
+                shard.unsure = True
+            await asyncio.sleep(0.2)
+
+    async def _read(self) -> None:
         names = {shard.keys.intake.encode(): shard for shard in self.shards.values() if shard.reads}
         streams: dict[Any, Any] = dict.fromkeys(names, ">")
         if 0 in self.shards and self.shards[0].reads:
@@ -281,30 +361,36 @@ class Drain:
         if not streams:
             await asyncio.sleep(0.02)
             return
-        try:
-            reply = await self.state.redis.xreadgroup(
-                GROUP, self.token, streams, count=READ, block=BLOCK_MS
-            )
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            await self._regroup()
-            return
-        except RedisError as error:
-            log.warning("Redis did not answer (%s); trying again", error)
-            await asyncio.sleep(0.2)
-            return
+        reply = await self.state.reader.xreadgroup(
+            GROUP, self.token, streams, count=READ, block=BLOCK_MS
+        )
         for name, entries in reply or ():
             if name == UNSHARDED.encode():
                 await self._spread(entries)
             elif not names[name].lost:
                 await self._accept(names[name], entries)
 
+    async def _reread(self, shard: Shard) -> None:
+        """Take what was read for us in an answer that never came."""
+        redis, keys = self.state.redis, shard.keys
+        async with self._lock(shard):  # no acknowledgement between the question and its answer
+            pending = await redis.xpending_range(
+                keys.intake, GROUP, min="-", max="+", count=LARGEST_REREAD, consumername=self.token
+            )
+            ids = [p["message_id"] for p in pending if not shard.knows(p["message_id"])]
+        for start in range(0, len(ids), READ):
+            async with redis.pipeline(transaction=False) as pipe:
+                for entry_id in ids[start : start + READ]:
+                    pipe.xrange(keys.intake, entry_id, entry_id)
+                found = await pipe.execute()
+            await self._accept(shard, [entry for entries in found for entry in entries])
+        if keys.shard == 0:
+            await self._reclaim_unsharded()
+        shard.unsure = False
+
     async def _may_read(self) -> bool:
         """Whether we may start anything new: leases fresh, configuration known, room in memory."""
-        if not self.shards or not self.directory.usable:
-            return False
-        if time.monotonic() - self.renewed > LEASE_SAFE_SECONDS:
+        if not (self.shards and self.directory.usable and self._safe()):
             return False
         if self.dispatcher.unsent < BUFFER:
             return True
@@ -313,21 +399,46 @@ class Drain:
             return True
         return False
 
-    async def _regroup(self) -> None:
-        """The groups are gone (Redis was emptied): make them anew, from the beginning."""
-        log.error("Redis lost our consumer groups; recreating them from the first entry")
-        for shard in self.shards.values():
-            await self.state.ensure_group(shard.keys.intake)
+    async def _mend(self, error: ResponseError) -> None:
+        """See to what reading stumbled over: groups that are gone, a key that is no stream."""
+        if "NOGROUP" not in str(error) and "WRONGTYPE" not in str(error):
+            raise error
+        log.error("Reading the intake failed (%s); seeing to its groups", error)
+        for shard in list(self.shards.values()):
+            try:
+                await self.state.ensure_group(shard.keys.intake)
+            except ResponseError:
+                self._lost(shard)
+                await self.state.release(shard.keys, self.token)
         await self.state.ensure_group(UNSHARDED)
 
     async def _spread(self, entries: list[Any]) -> None:
         """Move entries of the unsharded intake on: append to the shard first, then acknowledge."""
-        redis = self.state.redis
-        for entry_id, fields in entries:
-            raw = fields.get(b"event", b"")
-            await redis.xadd(Keys(self._shard_of(raw)).intake, fields or {b"empty": b""})
-            await redis.xack(UNSHARDED, GROUP, entry_id)
-            await redis.xdel(UNSHARDED, entry_id)
+        async with self.state.redis.pipeline(transaction=False) as pipe:
+            for _, fields in entries:
+                raw = fields.get(b"event", b"")
+                pipe.xadd(Keys(self._shard_of(raw)).intake, fields or {b"empty": b""})
+            added = await pipe.execute(raise_on_error=False)
+        done = [entry[0] for entry, reply in zip(entries, added, strict=True) if _added(reply)]
+        if done:
+            async with self.state.redis.pipeline(transaction=False) as pipe:
+                pipe.xack(UNSHARDED, GROUP, *done)
+                pipe.xdel(UNSHARDED, *done)
+                await pipe.execute()
+        if len(done) < len(entries):
+            raise next(reply for reply in added if not _added(reply))
+
+    async def _reclaim_unsharded(self) -> None:
+        """Move on what somebody read from the unsharded intake and did not move on."""
+        cursor: bytes | str = "0-0"
+        while True:
+            cursor, entries, *_ = await self.state.redis.xautoclaim(
+                UNSHARDED, GROUP, self.token, 0, cursor, count=READ
+            )
+            if entries:
+                await self._spread(entries)
+            if cursor in (b"0-0", "0-0"):
+                return
 
     def _shard_of(self, raw: bytes) -> int:
         try:
@@ -340,7 +451,7 @@ class Drain:
         self.progressed = time.monotonic()
         read: list[tuple[bytes, bytes, Any]] = []
         for entry_id, fields in entries:
-            if entry_id in shard.entries:
+            if shard.knows(entry_id):
                 continue
             raw = fields.get(b"event")
             if raw is None:
@@ -364,7 +475,7 @@ class Drain:
             if not first:
                 metrics.event("duplicate")
                 shard.tallies["*", "duplicate"] += 1
-                shard.acks.append(entry_id)
+                shard.ack(entry_id)
                 continue
             self._route(shard, entry_id, raw, event)
 
@@ -417,7 +528,7 @@ class Drain:
         message = "; ".join(f"{f['path'] or 'event'} {f['message']}" for f in faults)[:1000]
         self._dead_letter(shard, entry_id, raw, "malformed", message, dump_text(faults))
         shard.tallies["*", "malformed"] += 1
-        shard.acks.append(entry_id)
+        shard.ack(entry_id)
 
     def _dead_letter(  # noqa: PLR0917  a letter has that much to say
         self,
@@ -438,12 +549,29 @@ class Drain:
     # --- committing -------------------------------------------------------------------------
 
     async def _flush_all(self) -> None:
-        await asyncio.gather(*(self._flush(shard) for shard in list(self.shards.values())))
+        now = time.monotonic()
+        due = [shard for shard in self.shards.values() if shard.retry_at <= now]
+        await asyncio.gather(*(self._flush_or_wait(shard) for shard in due))
+
+    async def _flush_or_wait(self, shard: Shard) -> None:
+        """Commit, or start nothing new of this shard until its outcomes can be kept."""
+        try:
+            await self._flush(shard)
+        except RedisError as error:
+            if not shard.stuck:
+                log.error("Shard %d cannot be committed: %s", shard.keys.shard, error)  # noqa: TRY400  no bug
+            shard.stuck, shard.retry_at = True, time.monotonic() + STUCK_SECONDS
+            return
+        if shard.stuck:
+            shard.stuck = False
+            self.dispatcher.resume()
+
+    def _lock(self, shard: Shard) -> asyncio.Lock:
+        return self._flushes.setdefault(shard.keys.shard, asyncio.Lock())
 
     async def _flush(self, shard: Shard) -> None:
         """Commit what a shard has settled; on trouble it stays, and is sent again unchanged."""
-        lock = self._flushes.setdefault(shard.keys.shard, asyncio.Lock())
-        async with lock:
+        async with self._lock(shard):
             while (shard.dirty or shard.unwritten) and not shard.lost:
                 if shard.unwritten is None:
                     shard.unwritten = shard.build()
@@ -458,6 +586,7 @@ class Drain:
                         self._lost(shard)
                         return
                 shard.unwritten = None
+                shard.acked.difference_update(written.commit.acks)
                 self.progressed = time.monotonic()
                 for delivery, lane_id in zip(written.adding, added, strict=False):
                     delivery.lane_id = lane_id
@@ -471,16 +600,18 @@ class Drain:
     async def _leave(self) -> None:
         """Stop reading, let what is in flight land, hand the rest back, release the leases."""
         self.leaving = self.dispatcher.leaving = True
-        try:
+        with suppress(RedisError):
             await self.state.owners(self.token, 0)
-            deadline = time.monotonic() + GRACE_SECONDS
-            while self.dispatcher.requests and time.monotonic() < deadline:  # noqa: ASYNC110  rare
-                await asyncio.sleep(FLUSH_SECONDS)
-            await self.dispatcher.cut_off()
-            for shard in list(self.shards.values()):
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self.dispatcher.requests and time.monotonic() < deadline:  # noqa: ASYNC110  rare
+            await asyncio.sleep(FLUSH_SECONDS)
+        await self.dispatcher.cut_off()
+        for shard in list(self.shards.values()):
+            try:
                 await self._give_back(shard, wait=False)
-        except RedisError as error:
-            log.warning("Redis did not answer while leaving (%s); the leases will lapse", error)
+            except RedisError as error:
+                told = "Shard %d could not be given back (%s); its lease will lapse"
+                log.warning(told, shard.keys.shard, error)
 
     async def _give_back(self, shard: Shard, *, wait: bool = True) -> None:
         """Release a shard; its unsent entries are as if unread.
@@ -511,6 +642,10 @@ class Drain:
         self.shards.pop(keys.shard, None)
         self.dispatcher.forget(shard)
         await self.state.release(keys, self.token)
+
+
+def _added(reply: Any) -> bool:
+    return not isinstance(reply, Exception)
 
 
 def _fields_text(fields: dict[bytes, bytes]) -> bytes:

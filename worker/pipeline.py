@@ -80,6 +80,7 @@ class Pipeline:
     message: str = ""
     reason: str = ""
     closed: bool = False  # a round has failed and is landing
+    dropping: bool = False  # paused or deleted: what waits is being let go
     probing: bool = False  # one request, until it is delivered
     ramp: int = FIRST_RAMP
     due: float = 0.0  # store clock, ms: nothing is started before
@@ -206,12 +207,31 @@ class Pipeline:
         """Let one lane entry wait for itself; its user's later events wait with it."""
         self.waiting[lane_id] = (due, user)
         if user:
-            self.blocked[user] += 1
+            self.block(user)
+
+    def block(self, user: str) -> None:
+        """Let nothing of a user go; what was read of theirs is read again."""
+        self.blocked[user] += 1
+        for delivery in [d for d in self.buffer if d.user == user and d.lane_id]:
+            self.buffer.remove(delivery)
+            self.live.discard(delivery.lane_id or b"")
+            self.passed_over = True
+
+    def unblock(self, user: str) -> None:
+        """End one of a user's waits."""
+        self.blocked[user] -= 1
+        if not self.blocked[user]:
+            del self.blocked[user]
+
+    def withdraw(self, user: str) -> list[Delivery]:
+        """Return a user's queued fresh deliveries in order, and forget them."""
+        theirs = [d for d in self.queue if d.user == user] + [*self.behind.pop(user, ())]
+        self.queue = deque(d for d in self.queue if d.user != user)
+        self.size -= len(theirs)
+        return theirs
 
     def unwait(self, lane_id: bytes) -> None:
         """End the wait of a lane entry, if it had one."""
         _, user = self.waiting.pop(lane_id, (0, ""))
         if user:
-            self.blocked[user] -= 1
-            if not self.blocked[user]:
-                del self.blocked[user]
+            self.unblock(user)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import msgspec
 
@@ -12,6 +13,7 @@ from worker.state import Command, Commit, Keys, tally_commands
 
 _encode = msgspec.msgpack.Encoder().encode
 _progress = msgspec.msgpack.Decoder(tuple[list[str], list[str]])
+_numbers = count(1)  # of commits: never the same twice under one token
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +51,10 @@ class Shard:
     after: list[Callable[[], None]] = field(default_factory=list)
     progress: dict[bytes, tuple[list[str], list[str]]] = field(default_factory=dict)
     unwritten: "Written | None" = None  # built, and not yet confirmed
-    commits: int = 0
+    acked: set[bytes] = field(default_factory=set)  # acknowledged, and not yet committed
+    unsure: bool = False  # an answer was lost: entries may be ours without our knowing
+    stuck: bool = False  # the last commit did not go through
+    retry_at: float = 0.0  # monotonic: not committed before
     opening: bool = False  # what its last owner left comes first
     leaving: bool = False
     leaving_since: float = 0.0  # monotonic
@@ -58,7 +63,12 @@ class Shard:
     @property
     def reads(self) -> bool:
         """Whether new entries are read."""
-        return not (self.opening or self.leaving or self.lost)
+        return self.sends and not self.opening
+
+    @property
+    def sends(self) -> bool:
+        """Whether new requests are started: not while their outcomes could not be kept."""
+        return not (self.leaving or self.lost or self.stuck)
 
     @property
     def dirty(self) -> bool:
@@ -89,11 +99,20 @@ class Shard:
 
     def finish(self, entry: Entry) -> None:
         """Acknowledge an entry with the next commit."""
-        self.acks.append(entry.id)
+        self.ack(entry.id)
         self.entries.pop(entry.id, None)
         self.touched.pop(entry.id, None)
         if entry.noted:
             self.commands.append(("HDEL", self.keys.progress, entry.id))
+
+    def ack(self, entry_id: bytes) -> None:
+        """Acknowledge an entry with the next commit, whatever came of it."""
+        self.acks.append(entry_id)
+        self.acked.add(entry_id)
+
+    def knows(self, entry_id: bytes) -> bool:
+        """Whether an entry is in hand: unfinished, or finished and not yet committed."""
+        return entry_id in self.entries or entry_id in self.acked
 
     def to_lane(self, delivery: Delivery) -> None:
         """Put a fresh delivery at its lane's end with the next commit."""
@@ -127,8 +146,7 @@ class Shard:
         self.acks, self.adding, self.after = [], [], []
         self.touched, self.commands = {}, []
         self.page, self.tallies = Page(), Counter()
-        self.commits += 1
-        return Written(self.commits, commit, adding, after)
+        return Written(next(_numbers), commit, adding, after)
 
     def _lane_add(self, delivery: Delivery) -> Command:
         lane = self.keys.lane(delivery.pipeline.integration.id)

@@ -111,7 +111,8 @@ def shard_of(project_id: str, shards: int) -> int:
     return zlib.crc32(project_id.encode()) % shards
 
 
-# KEYS: lease, committed. ARGV: token, number of this commit, then (count, command …) repeated.
+# KEYS: lease, committed. ARGV: token, number of this commit, ms of the lease, then (count,
+# command …) repeated.
 # A commit whose answer was lost is sent again under its number, and answered from `committed`.
 _COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
@@ -119,8 +120,24 @@ local number = ARGV[1] .. ARGV[2]
 if redis.call('HGET', KEYS[2], 'number') == number then
   return cmsgpack.unpack(redis.call('HGET', KEYS[2], 'added'))
 end
+local kinds = {XACK='stream', XDEL='stream', XADD='stream', EMPTIED='stream', HSET='hash',
+               HDEL='hash', HINCRBY='hash', ZADD='zset', ZREM='zset'}
+local i = 4
+local checked = {}
+while i <= #ARGV do -- all or nothing: a script that stops midway is not undone
+  local kind, key = kinds[ARGV[i + 1]], ARGV[i + 2]
+  if kind and not checked[key] then
+    local is = redis.call('TYPE', key).ok
+    if is ~= kind and is ~= 'none' then
+      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. is .. ', not a ' .. kind)
+    end
+    checked[key] = true
+  end
+  i = i + tonumber(ARGV[i]) + 1
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3]) -- a first write that a full server allows
 local added = {}
-local i = 3
+i = 4
 while i <= #ARGV do
   local n = tonumber(ARGV[i])
   if ARGV[i + 1] ~= 'EMPTIED' then
@@ -133,6 +150,19 @@ while i <= #ARGV do
 end
 redis.call('HSET', KEYS[2], 'number', number, 'added', cmsgpack.pack(added))
 return added
+"""
+
+# KEYS: lease, intake. ARGV: token, ms, group. The group starts at 0: what is there counts.
+_TAKE = """
+local is = redis.call('TYPE', KEYS[2]).ok
+if is ~= 'stream' and is ~= 'none' then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is a ' .. is .. ', not a stream')
+end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('DEL', KEYS[1]) -- a first write that a full server allows
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
+return 1
 """
 
 _RENEW = """
@@ -172,7 +202,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return answer
 """
 
-_TAKE = """
+_TAKE_ALL = """
 local all = redis.call('HGETALL', KEYS[1])
 if #all > 0 then redis.call('DEL', KEYS[1]) end
 return all
@@ -219,9 +249,11 @@ class Commit:
 class State:
     """The events' Redis. Every method is one round trip unless it says otherwise."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, reader: Redis | None = None) -> None:
         self.redis: Any = redis  # its stubs return every command's type for both protocols
+        self.reader: Any = reader or redis  # must not repeat a reading whose answer was lost
         self._commit = redis.register_script(_COMMIT)
+        self._take = redis.register_script(_TAKE)
         self._renew = redis.register_script(_RENEW)
         self._release = redis.register_script(_RELEASE)
         self._first_seen = redis.register_script(_FIRST_SEEN)
@@ -234,10 +266,8 @@ class State:
 
     async def take(self, keys: Keys, token: str) -> bool:
         """Take the shard's lease if it is free, and see to its group."""
-        if not await self.redis.set(keys.lease, token, nx=True, px=LEASE_MS):
-            return False
-        await self.ensure_group(keys.intake)
-        return True
+        taken = await self._take(keys=[keys.lease, keys.intake], args=[token, LEASE_MS, GROUP])
+        return bool(taken)
 
     async def ensure_group(self, stream: str) -> None:
         """Create the stream's group at 0, never at `$`: what is there already counts."""
@@ -267,7 +297,8 @@ class State:
             LeaseLost: the shard is another's; nothing was written.
         """
         added = await self._commit(
-            keys=[keys.lease, keys.committed], args=[token, number, *commit.flat(keys)]
+            keys=[keys.lease, keys.committed],
+            args=[token, number, LEASE_MS, *commit.flat(keys)],
         )
         if added is None:
             raise LeaseLost
@@ -277,7 +308,7 @@ class State:
         """Take what was put into each shard's lanes from outside: integration → how many."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for keys in shards:
-                pipe.eval(_TAKE, 1, keys.grown)
+                pipe.eval(_TAKE_ALL, 1, keys.grown)
             replies = await pipe.execute()
         return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replies]
 

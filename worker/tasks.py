@@ -5,6 +5,8 @@ import os
 import time
 
 import uvloop
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from worker import app
 from worker.app import celery
@@ -36,15 +38,17 @@ def drain() -> None:
 async def _drain(until: float) -> None:
     settings = app.settings()
     redis = app.async_redis()
+    reader = app.async_redis(retry=Retry(NoBackoff(), 0))
     transport = make_transport(settings)
     loop = Drain(
-        settings, app.directory(), transport, State(redis), lambda: bool(app.stopping.value)
+        settings, app.directory(), transport, State(redis, reader), lambda: bool(app.stopping.value)
     )
     with watching(loop):
         try:
             await loop.run(until)
         finally:
             await transport.close()
+            await reader.aclose()
             await redis.aclose()
 
 
