@@ -1,9 +1,10 @@
 """Taking secrets out of what people see: messages, and requests that are shown."""
 
+import json
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from urllib.parse import quote, quote_plus, urlsplit
 
@@ -13,27 +14,35 @@ HIDDEN = "***"
 SHORT = 8  # characters; a shorter secret is hidden only where it stands alone
 _BASIC = re.compile(r"(Basic )(\S+)", re.IGNORECASE)
 _ASSERTION = re.compile(r"\b((?:assertion|client_assertion|client_secret|code)=)[^&]+")
+_LINE = re.compile(r"[A-Za-z0-9+/=]{16,}")  # of a key in PEM; its line ends may be escaped
+_URL_SAFE = str.maketrans("+/", "-_")
+_CREDENTIAL = re.compile(
+    r"\b(?P<scheme>(?:[Bb]earer|[Bb]asic)\s+)(?=\S*[0-9=]|\S+[A-Z])[A-Za-z0-9._~+/=-]{8,}"
+    r"|\bwhsec_[A-Za-z0-9+/=_-]+|\b(?:test_)?sk_[A-Za-z0-9_-]{8,}"
+    r"|\bya29\.[A-Za-z0-9._-]+|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
+)
 
 
 class Mask:
     """Hides the given secrets: `mask(text)`, `mask.request(request)`.
 
-    They are found as they are, percent-encoded, inside JSON text and inside a Basic credential. Of
-    a secret that is a URL, scheme and host stay.
+    They are found as they are, percent-encoded, inside JSON text, inside base64, and line by line
+    where they are keys of several lines. Of a secret that is a URL, scheme and host stay.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms: dict[str, str] = {}
-        for secret in filter(None, secrets):
-            for form in (secret, quote(secret, safe=""), quote_plus(secret), quote(secret)):
-                forms[form] = _shown(secret)
-            forms[dump_text(secret)[1:-1]] = _shown(secret)
+        forms = {
+            form: _shown(secret) for secret in filter(None, secrets) for form in _forms(secret)
+        }
         self._forms = forms
         longest_first = sorted(forms, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(_expression, longest_first))) if forms else None
 
     def __call__(self, text: str) -> str:
-        """Return `text` without the secrets."""
+        """Return somebody's words without the secrets, and without what looks like a credential."""
+        return _CREDENTIAL.sub(lambda found: (found["scheme"] or "") + HIDDEN, self._known(text))
+
+    def _known(self, text: str) -> str:
         if self._pattern is None:
             return text
         return self._pattern.sub(lambda found: self._forms[found[0]], text)
@@ -42,16 +51,19 @@ class Mask:
         """Return the request as it may be shown; a body that is not text stays as it is."""
         headers = tuple((name, self._header(value)) for name, value in request.headers)
         return replace(
-            request, url=self(request.url), headers=headers, body=self._body(request, self)
+            request,
+            url=self._known(request.url),
+            headers=headers,
+            body=self._body(request, self._known),
         )
 
     def _header(self, value: str) -> str:
         credential = _BASIC.fullmatch(value)
         if credential:
             decoded = _decoded(credential[2])
-            if self(decoded) != decoded:
+            if self._known(decoded) != decoded:
                 return credential[1] + HIDDEN
-        return self(value)
+        return self._known(value)
 
     @staticmethod
     def _body(request: Request, hide: Callable[[str], str]) -> bytes:
@@ -61,6 +73,23 @@ class Mask:
             return request.body
         form = dict(request.headers).get("Content-Type", "").startswith("application/x-www-form")
         return (_ASSERTION.sub(rf"\1{HIDDEN}", text) if form else text).encode()
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield from (secret, quote(secret, safe=""), quote_plus(secret), quote(secret))
+    yield from (dump_text(secret)[1:-1], json.dumps(secret)[1:-1])
+    if len(secret) >= SHORT:
+        yield from _in_base64(secret.encode("utf-8", "replace"))
+    for line in _LINE.findall(secret.partition("-----BEGIN")[2]):
+        yield from (line, quote(line, safe=""))
+
+
+def _in_base64(raw: bytes) -> Iterator[str]:
+    """What of a base64 text these bytes alone decide, wherever in the coded bytes they begin."""
+    for before in range(3):
+        coded = b64encode(bytes(before) + raw).decode()
+        part = coded[(before * 8 + 5) // 6 : (before + len(raw)) * 8 // 6]
+        yield from (part, part.translate(_URL_SAFE))
 
 
 def _shown(secret: str) -> str:

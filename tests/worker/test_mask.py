@@ -1,6 +1,8 @@
 """No secret is left in what is shown."""
 
 import json
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable
 
 import pytest
 
@@ -23,6 +25,45 @@ def test_hides_a_secret_in_each_of_its_forms(text: str) -> None:
     shown = Mask([SECRET])(text)
     assert "***" in shown
     assert "456789" not in shown
+
+
+@pytest.mark.parametrize("around", ["{}", "{}:", ":{}", "user:{}", "us:{}@", "{}é"])
+@pytest.mark.parametrize("encode", [b64encode, urlsafe_b64encode])
+def test_hides_a_secret_inside_base64(around: str, encode: Callable[[bytes], bytes]) -> None:
+    coded = encode(around.format(SECRET).encode()).decode()
+    shown = Mask([SECRET])(f"said {coded} twice: {coded}.")
+    assert shown.count("***") == 2
+    assert not any(coded[at : at + 8] in shown for at in range(4, len(coded) - 12))
+
+
+def test_hides_the_lines_of_a_key_however_they_end() -> None:
+    pem = f"-----BEGIN KEY-----\n{'Ab3+' * 16}\n{'Cd4/' * 16}\n-----END KEY-----"
+    for said in (pem.replace("\n", " "), json.dumps(json.dumps(pem)), pem.replace("\n", "\r\n")):
+        shown = Mask([pem])(said)
+        assert "Ab3+" not in shown
+        assert "Cd4/" not in shown
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
+        ("basic dXNlcjpwYXNz", "basic ***"),
+        ("key whsec_MDEyMzQ1Njc4OWFi is bad", "key *** is bad"),
+        ("test_sk_abcdefgh1234 and sk_abcdefgh1234", "*** and ***"),
+        ("token ya29.a0AfH6SM-x_y expired", "token *** expired"),
+        ("eyJhbGciOiJFUzI1.eyJpc3MiOiJ0.c2ln", "***"),
+        ("a risk_assessment of basic facts", "a risk_assessment of basic facts"),
+        ("Basic authentication required", "Basic authentication required"),
+        ("nothing to hide", "nothing to hide"),
+    ],
+)
+def test_hides_what_looks_like_a_credential(said: str, shown: str) -> None:
+    assert Mask([])(said) == shown
+
+
+def test_the_longest_secret_goes_first() -> None:
+    assert Mask(["abcdefgh", "abcdefghijkl", ""])("abcdefghijkl abcdefgh") == "*** ***"
 
 
 def test_hides_a_secret_of_several_lines_inside_json() -> None:

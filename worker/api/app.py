@@ -20,7 +20,8 @@ from worker.api.edge import Edge
 from worker.settings import WorkerSettings
 from worker.store.database import make_engine, reading
 from worker.store.errors import StoreError
-from worker.store.secrets import check_keys, keyring_of
+from worker.store.rotation import check_keys
+from worker.store.secrets import keyring_of
 
 CHECK_SECONDS = 3  # a check that takes longer has failed
 REDIS_SECONDS = 2

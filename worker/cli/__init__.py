@@ -17,6 +17,7 @@ from worker.cli import (
     providers,
     publish,
     sandbox,
+    secrets,
     tryout,
 )
 from worker.cli.output import failure_of, print_failure
@@ -58,6 +59,7 @@ app.add_typer(integrations.app, name="integrations", rich_help_panel=MANAGE)
 app.command(rich_help_panel=MANAGE, epilog="onward publish events.ndjson")(publish.publish)
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=MANAGE)
 app.add_typer(deadletters.app, name="deadletters", rich_help_panel=MANAGE)
+app.add_typer(secrets.app, name="secrets", rich_help_panel=MANAGE)
 
 TRY = "Try out"
 app.add_typer(providers.app, name="providers", rich_help_panel=TRY)

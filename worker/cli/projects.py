@@ -8,6 +8,9 @@ from worker.cli.output import AsJson, print_json, print_table
 from worker.cli.store import changing, looking
 
 app = typer.Typer(no_args_is_help=True, help="Customers' apps and their keys.")
+keys = typer.Typer(no_args_is_help=True, help="The keys that open /v4 for a project.")
+app.add_typer(keys, name="keys")
+Project = Annotated[str, typer.Argument(metavar="PROJECT", help="As in `onward projects list`.")]
 
 
 @app.command(epilog="onward projects create Lumen --id prj_lumen")
@@ -54,3 +57,81 @@ def list_projects(*, json: AsJson = False) -> None:
     else:
         empty = "No projects. `onward projects create NAME` makes one."
         print_table(("id", "name", "created"), rows, empty=empty)
+
+
+@keys.command(epilog="onward projects keys add prj_lumen")
+def add(
+    project_id: Project,
+    *,
+    test: Annotated[bool, typer.Option("--test", help="One for the sandbox.")] = False,
+    sdk: Annotated[
+        bool, typer.Option("--sdk", help="One for apps; it opens nothing here.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Make one more key, beside those there are; it is shown this once.
+
+    To replace a key: add one, put it where the old one is used, then revoke the old one.
+    """
+    from worker.store.projects import add_key, list_keys  # noqa: PLC0415  quick --help
+
+    with changing() as connection:
+        key = add_key(
+            connection, project_id, "sdk" if sdk else "secret", "test" if test else "live"
+        )
+        made = list_keys(connection, project_id)[-1]
+    if json:
+        print_json(
+            {"id": made.id, "project_id": project_id, "kind": made.kind, "mode": made.mode}
+            | {"key": key}
+        )
+        return
+    typer.echo(f"Key {made.id} of {project_id}:  {key}")
+    typer.echo("It is shown this once: keep it.")
+
+
+@keys.command("list", epilog="onward projects keys list prj_lumen")
+def list_keys_of(project_id: Project, *, json: AsJson = False) -> None:
+    """List a project's keys by how they begin; what they are is known to nobody here."""
+    from worker.api.schemas import moment  # noqa: PLC0415  quick --help
+    from worker.store.projects import get_project, list_keys  # noqa: PLC0415
+
+    with looking() as connection:
+        get_project(connection, project_id)
+        found = list_keys(connection, project_id)
+    columns = ("id", "begins", "kind", "mode", "created_at", "last_used_at", "revoked_at")
+    rows = [
+        (
+            key.id,
+            f"{key.prefix}…",
+            key.kind,
+            key.mode,
+            moment(key.created_at),
+            moment(key.last_used_at),
+            moment(key.revoked_at),
+        )
+        for key in found
+    ]
+    if json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        names = [column.removesuffix("_at").replace("_", " ") for column in columns]
+        print_table(names, rows, empty="No keys. `onward projects keys add` makes one.")
+
+
+@keys.command(epilog="onward projects keys revoke prj_lumen 3")
+def revoke(
+    project_id: Project,
+    key_id: Annotated[int, typer.Argument(metavar="ID", help="As in `onward projects keys list`.")],
+    *,
+    json: AsJson = False,
+) -> None:
+    """Make a key useless from now on, for good."""
+    from worker.store.projects import revoke_key  # noqa: PLC0415  quick --help
+
+    with changing() as connection:
+        revoke_key(connection, project_id, key_id)
+    if json:
+        print_json({"id": key_id, "project_id": project_id, "revoked": True})
+    else:
+        typer.echo(f"Key {key_id} of {project_id} is revoked")

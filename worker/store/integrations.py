@@ -94,7 +94,7 @@ def list_of(connection: Connection, project_id: str | None = None) -> list[Integ
     return [Integration.of(row) for row in connection.execute(query)]
 
 
-def titles(connection: Connection) -> dict[str, Row[Any]]:
+def titles(connection: Connection) -> dict[str, Row[str, str, str, datetime | None]]:
     """Return id → (title, slug, deleted_at) of every integration, deleted ones too."""
     rows = connection.execute(select(_T.c.id, _T.c.title, _T.c.slug, _T.c.deleted_at))
     return {row.id: row for row in rows}

@@ -1,37 +1,26 @@
-"""Settings at rest, and secrets kept out of what people see.
+"""Settings at rest, and the keys that a service on embedded defaults makes for itself.
 
 AES-256-GCM with a random nonce: `v1.<key id>.<base64url(nonce, ciphertext, tag)>`. The integration
 is authenticated with it, so that a value copied to another row does not open.
 """
 
-import json
 import os
-import re
 import secrets
-from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, func, select, update
 
-from worker.mask import HIDDEN, Mask
 from worker.settings import WorkerSettings
 from worker.store.errors import Corrupt, UnknownKey
-from worker.store.models import Integration
 
 KEY_BYTES = 32
 NONCE_BYTES = 12  # what GCM is made for; random, so at most 2^32 values under one key
 KEY_FILE = "secret.key"
-HEAD_LENGTH = len("v1.01234567.")
-
-_GENERIC = re.compile(
-    r"(?P<scheme>\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{6,}"
-    r"|\bwhsec_[A-Za-z0-9+/=_-]+|\b(?:test_)?sk_[A-Za-z0-9_-]{8,}",
-    re.IGNORECASE,
-)
+ADMIN_FILE = "admin.key"
 
 
 class KeyRing:
@@ -103,12 +92,21 @@ def _bound_to(integration_id: str) -> bytes:
 
 def embedded_key(data_dir: Path) -> str:
     """Return the key in `<data_dir>/secret.key`; the first call makes it, readable by us alone."""
-    path = data_dir / KEY_FILE
-    data_dir.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+    return _made_once(data_dir / KEY_FILE, secrets.token_bytes(KEY_BYTES).hex())
+
+
+def embedded_admin_key(data_dir: Path) -> str:
+    """Return the admin key in `<data_dir>/admin.key`; made like the key of the settings."""
+    return _made_once(data_dir / ADMIN_FILE, f"admin_{secrets.token_urlsafe(KEY_BYTES)}")
+
+
+def _made_once(path: Path, text: str) -> str:
+    """Return what the file holds; where there is none, it is made with `text`, mode 0600."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         fresh.touch(mode=0o600)
-        fresh.write_text(secrets.token_bytes(KEY_BYTES).hex())
+        fresh.write_text(text)
         try:
             os.link(fresh, path)  # of many programs that start at once, one wins
         except FileExistsError:
@@ -123,59 +121,3 @@ def keyring_of(settings: WorkerSettings) -> KeyRing:
     if settings.secret_keys is not None:
         return KeyRing.of(settings.secret_keys.get_secret_value())
     return KeyRing.of(embedded_key(settings.data_dir))
-
-
-def _sealed(connection: Connection) -> list[tuple[str, str]]:
-    column = Integration.settings
-    rows = connection.execute(
-        select(Integration.id, column).where(column.is_not(None)).order_by(Integration.id)
-    )
-    return [(id_, sealed) for id_, sealed in rows if sealed is not None]
-
-
-def check_keys(connection: Connection, ring: KeyRing) -> None:
-    """Raise UnknownKey, naming every integration whose settings no key of the ring opens."""
-    head = func.substr(Integration.settings, 1, HEAD_LENGTH)
-    rows = connection.execute(
-        select(Integration.id, head).where(head.is_not(None)).order_by(Integration.id)
-    )
-    lost = [(id_, key_of(sealed)) for id_, sealed in rows if not ring.knows(sealed)]
-    if lost:
-        raise UnknownKey(lost[0][1] or "(none)", [id_ for id_, _ in lost])
-
-
-def rotate(connection: Connection, ring: KeyRing) -> Iterator[tuple[int, int]]:
-    """Encrypt all settings with the newest key; yield (done, of how many).
-
-    Raises UnknownKey before anything is changed.
-    """
-    check_keys(connection, ring)
-    old = [row for row in _sealed(connection) if key_of(row[1]) != ring.newest]
-    for done, (id_, sealed) in enumerate(old, start=1):
-        anew = ring.encrypt(ring.decrypt(sealed, id_), id_)
-        connection.execute(
-            update(Integration)
-            .where(Integration.id == id_, Integration.settings == sealed)
-            .values(settings=anew)
-        )
-        yield done, len(old)
-
-
-def masker(hidden: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that takes these secrets, and what looks like one, out of a text.
-
-    Found are: the value itself, in base64 (alone, and as the user of a Basic credential),
-    percent-encoded and inside JSON text; and any Bearer or Basic credential, `whsec_` or `sk_` key.
-    """
-    forms = [form for value in hidden if value for form in _forms(value)]
-    mask = Mask(forms)
-    return lambda text: _GENERIC.sub(lambda hit: (hit["scheme"] or "") + HIDDEN, mask(text))
-
-
-def _forms(value: str) -> Iterator[str]:
-    yield value
-    yield json.dumps(value)[1:-1]  # as JSON in ASCII; Mask knows the other
-    for text in (value, value + ":"):
-        raw = text.encode("utf-8", "replace")
-        yield b64encode(raw).decode().rstrip("=")
-        yield urlsafe_b64encode(raw).decode().rstrip("=")

@@ -270,3 +270,41 @@ def test_a_database_without_tables_is_told_to_be_migrated(
     assert ran.code == 1
     assert "onward migrate" in ran.json["error"]["message"]
     assert "Traceback" not in ran.err
+
+
+def test_keys_of_a_project_are_added_listed_and_revoked(onward: Command) -> None:
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    made = onward("projects", "keys", "add", "prj_lumen", "--test", "--json").json
+    assert made["key"].startswith("test_sk_")
+    listed = onward("projects", "keys", "list", "prj_lumen", "--json")
+    assert [(row["kind"], row["mode"], row["revoked_at"]) for row in listed.json] == [
+        ("secret", "live", None), ("secret", "test", None), ("secret", "test", None)
+    ]  # fmt: skip
+    assert made["key"] not in listed.out
+    gone = onward("projects", "keys", "revoke", "prj_lumen", made["id"], "--json")
+    assert gone.json == {"id": made["id"], "project_id": "prj_lumen", "revoked": True}
+    assert onward("projects", "keys", "list", "prj_lumen", "--json").json[-1]["revoked_at"]
+    assert onward("projects", "keys", "revoke", "prj_lumen", made["id"]).code == 1
+    assert "sk_" in onward("projects", "keys", "add", "prj_lumen").out
+    assert "sdk_" in onward("projects", "keys", "add", "prj_lumen", "--sdk").out
+    assert "No project prj_x" in onward("projects", "keys", "list", "prj_x").err
+
+
+def test_settings_come_to_the_newest_key_and_lost_ones_are_named(
+    onward: Command, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = (tmp_path / "secret.key").read_text()
+    assert onward("secrets", "check").code == 0
+    monkeypatch.setenv("ONWARD_SECRET_KEYS", "02" * 32)
+    lost = onward("secrets", "check", "--json")
+    assert lost.code == 1
+    assert [row["integrations"] for row in lost.json["lost"]] == [[made["id"]]]
+    assert made["id"] in onward("secrets", "check").err
+    refused = onward("secrets", "rotate")
+    assert refused.code == 1
+    assert made["id"] in refused.err
+    monkeypatch.setenv("ONWARD_SECRET_KEYS", "02" * 32 + "," + old)
+    assert onward("secrets", "rotate", "--json").json == {"rotated": 1, "damaged": []}
+    monkeypatch.setenv("ONWARD_SECRET_KEYS", "02" * 32)
+    assert "newest" in onward("secrets", "check").out
+    assert onward("integrations", "settings", made["id"]).json["api_key"]["set"] is True
