@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def up(
     from worker.store.database import upgrade  # noqa: PLC0415
     from worker.store.secrets import keyring_of  # noqa: PLC0415
 
+    signal.signal(signal.SIGTERM, _end)  # until the keeper watches
     folder = Path(os.environ.get("ONWARD_DATA_DIR", "var")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_a_second(folder / STATE_FILE)
@@ -97,6 +99,11 @@ def up(
         typer.echo("Stopping …")
         keeper.stop()
         (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def _end(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once: what follows stops the parts
+    raise SystemExit(1)
 
 
 def _sample(settings: Any) -> str:
