@@ -38,7 +38,8 @@ Text64: TypeAlias = Annotated[str, Meta(max_length=64)] | None
 Text128: TypeAlias = Annotated[str, Meta(max_length=128)] | None
 Text256: TypeAlias = Annotated[str, Meta(max_length=256)] | None
 Text512: TypeAlias = Annotated[str, Meta(max_length=512)] | None
-StoreId: TypeAlias = Annotated[str, Meta(max_length=255)] | Annotated[int, Meta(ge=0)] | None
+Whole: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+StoreId: TypeAlias = Annotated[str, Meta(max_length=255)] | Whole | None
 Past: TypeAlias = Annotated[int, Meta(ge=EARLIEST)]
 Date: TypeAlias = Annotated[int, Meta(ge=0, le=LATEST_EXPIRY)] | None
 Key: TypeAlias = Annotated[str, Meta(max_length=80)]
