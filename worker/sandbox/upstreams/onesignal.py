@@ -92,7 +92,16 @@ def _update(body: dict[str, Any]) -> Reply:
         return _refused(400, f"tags {sorted(tags.keys() & RESERVED)} are reserved")
     if len(tags) > 100:
         return _refused(422, "Tags are limited to a maximum of 100 tags")
+    deltas = body.get("deltas", {})
+    purchases = deltas.get("purchases", []) if isinstance(deltas, dict) else None
+    if not isinstance(purchases, list) or not all(map(_is_purchase, purchases)):
+        return _refused(400, "deltas.purchases need sku, amount and iso, as strings")
     return Reply(202, {"properties": {"tags": tags}})
+
+
+def _is_purchase(found: Any) -> bool:
+    purchase = found if isinstance(found, dict) else {}
+    return all(isinstance(purchase.get(key), str) for key in ("sku", "amount", "iso"))
 
 
 upstream = Upstream(
