@@ -8,41 +8,41 @@ import asyncio
 import resource
 import ssl
 from contextlib import suppress
-from typing import cast
+from typing import TypeAlias, cast
 
 import httptools
 
-from providers.kit import Request, Response
+from providers.kit import KB, Request, Response
 from worker.transport.guard import Guard, Origin
 from worker.transport.wire import (
     CONNECT_SECONDS,
     MAX_BODY,
     MAX_HEAD,
     HeaderFlood,
+    Headers,
     TransportError,
     answer,
+    check_head,
     failure_of,
     head_of,
-    headers_of,
     timed_out,
-    until_close,
 )
 
 TICK_SECONDS = 0.05  # how late a deadline may be
+SWEEP_SECONDS = 1.0
 IDLE_SECONDS = 30.0  # shorter than what most servers and balancers allow
 AGE_SECONDS = 300.0  # then a name is looked up, checked and dialled anew
+STALE_SECONDS = 1.0  # a kept connection that breaks so soon was closed before we wrote
 MAX_IDLE = 64  # kept for one pool and origin
 MAX_CONNECTIONS = 4096  # in all; fewer where the process may open fewer files
 MAX_TRIES = 3  # addresses of one name
 MAX_INTERIM = 16  # 1xx answers before the real one
 MAX_RAW = 4 * MAX_BODY  # of a body with its chunk sizes, extensions and trailers
-READ_SIZE = 64 * 1024
+READ_SIZE = 64 * KB
+NEVER = float("inf")
+FRAMING = {"content-length", "transfer-encoding"}
 
-STALE_SECONDS = 1.0  # a kept connection that closes so soon was closed before we wrote
-BODILESS = (204, 304)
-FRAMING = frozenset({"content-length", "transfer-encoding"})
-
-_Key = tuple[str, str]  # pool, origin
+_Key: TypeAlias = tuple[str, str]  # pool, origin
 
 
 class _Stale(TransportError):
@@ -59,29 +59,32 @@ class NarrowTransport:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.loop = asyncio.get_running_loop()
         self.buffer = memoryview(bytearray(READ_SIZE))  # read and parsed in one go: one for all
-        self._slots = asyncio.Semaphore(max(16, min(MAX_CONNECTIONS, files // 2)))
         self.open: set[_Connection] = set()
-        self.busy: set[_Connection] = set()
+        self._slots = asyncio.Semaphore(max(16, min(MAX_CONNECTIONS, files // 2)))
+        self._waiting = 0  # for a slot
         self._guard = guard
         self._context = context
-        self._idle: dict[_Key, list[_Connection]] = {}
-        self._longest_idle: dict[_Connection, None] = {}  # in order of release
-        self._waiting = 0  # for a slot
+        self._idle: dict[_Key, list[_Connection]] = {}  # none empty; about the longest idle first
         self._timer: asyncio.TimerHandle | None = None
+        self._swept = self.loop.time()
 
     async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  one total deadline
         """See `Transport.send`."""
         origin, target = self._guard.route(request.url)
         data = head_of(request, target, origin.authority).encode("latin-1") + request.body
-        deadline = self.loop.time() + timeout
-        bare = request.method == "HEAD"
+        now = self.loop.time()
+        deadline = now + timeout
         key = (pool, origin.key)
-        connection = self._take(key)
-        if connection:
-            with suppress(_Stale):
-                return await connection.exchange(data, bare, deadline)
-        connection = await self._dial(key, origin, deadline)
-        return await connection.exchange(data, bare, deadline)
+        connection = self._take(key, now) or await self._dial(key, origin, deadline)
+        while True:
+            answer = connection.ask(data, request.method == "HEAD", deadline)
+            try:
+                return await answer
+            except _Stale:
+                connection = await self._dial(key, origin, deadline)
+            except asyncio.CancelledError:
+                connection.abandon(answer)
+                raise
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -96,41 +99,42 @@ class NarrowTransport:
 
     # --- the pools ---
 
-    def _take(self, key: _Key) -> "_Connection | None":
+    def _take(self, key: _Key, now: float) -> "_Connection | None":
         kept = self._idle.get(key)
-        oldest = self.loop.time() - AGE_SECONDS
+        if kept is None:
+            return None
         while kept:
             connection = kept.pop()
-            del self._longest_idle[connection]
-            if connection.born > oldest and not connection.transport.is_closing():
-                return connection
+            if connection.born + AGE_SECONDS > now and not connection.transport.is_closing():
+                break
             connection.transport.abort()
-        return None
+        else:
+            connection = None
+        if not kept:
+            del self._idle[key]
+        return connection
 
     def release(self, connection: "_Connection") -> None:
         """Keep `connection` for the next request of its pool and origin."""
-        kept = self._idle.setdefault(connection.key, [])
-        if self._waiting or len(kept) >= MAX_IDLE:
+        kept = self._idle.get(connection.key)
+        if self._waiting or (kept and len(kept) >= MAX_IDLE):
             connection.transport.abort()
             return
+        if kept is None:
+            kept = self._idle[connection.key] = []
         connection.since = self.loop.time()
         kept.append(connection)
-        self._longest_idle[connection] = None
 
     def forget(self, connection: "_Connection") -> None:
         """Take note that `connection` is gone."""
-        self.busy.discard(connection)
-        self._no_longer_idle(connection)
-        if not self._idle.get(connection.key, True):
-            del self._idle[connection.key]
+        kept = self._idle.get(connection.key)
+        if kept and connection in kept:
+            kept.remove(connection)
+            if not kept:
+                del self._idle[connection.key]
         if connection in self.open:
             self.open.remove(connection)
             self._slots.release()
-
-    def _no_longer_idle(self, connection: "_Connection") -> None:
-        if connection in self._longest_idle:
-            del self._longest_idle[connection]
-            self._idle[connection.key].remove(connection)
 
     # --- dialling ---
 
@@ -174,10 +178,11 @@ class NarrowTransport:
 
     async def _slot(self) -> None:
         """Wait until one connection more may be open; an idle one makes room."""
-        if self._slots.locked() and self._longest_idle:
-            oldest = next(iter(self._longest_idle))
-            self._no_longer_idle(oldest)
-            oldest.transport.abort()
+        if self._slots.locked() and self._idle:
+            key, kept = next(iter(self._idle.items()))
+            kept.pop(0).transport.abort()
+            if not kept:
+                del self._idle[key]
         self._waiting += 1
         try:
             await self._slots.acquire()
@@ -185,14 +190,16 @@ class NarrowTransport:
             self._waiting -= 1
 
     def _tick(self) -> None:
-        """Cut what is beyond its deadline, and what was idle for too long."""
+        """Cut what is beyond its deadline, and now and then what was idle for too long."""
         now = self.loop.time()
-        for connection in [c for c in self.busy if c.deadline <= now]:
+        for connection in [c for c in self.open if c.deadline <= now]:
             connection.fail(timed_out())
-        for connection in self._longest_idle:
-            if connection.since > now - IDLE_SECONDS:
-                break
-            connection.transport.abort()
+        if self._swept + SWEEP_SECONDS <= now:
+            self._swept = now
+            for kept in self._idle.values():
+                for connection in kept:
+                    if connection.since + IDLE_SECONDS <= now:
+                        connection.transport.abort()
         self._timer = self.loop.call_later(TICK_SECONDS, self._tick) if self.open else None
 
 
@@ -203,62 +210,61 @@ class _Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_bare", "_body", "_headers", "_interim", "_parser", "_pools", "_raw", "_ready", "_room",
-        "_size", "_status", "_until_close", "_used", "_waiter", "born", "deadline", "key",
-        "since", "transport", "unwanted",
+        "_bare", "_body", "_interim", "_parser", "_pools", "_raw", "_ready", "_room", "_size",
+        "_status", "_used", "_waiter", "born", "deadline", "key", "since", "transport", "unwanted",
     )  # fmt: skip
 
     def __init__(self, pools: NarrowTransport, key: _Key) -> None:
+        self.key = key
+        self.unwanted = False
+        self.transport: asyncio.Transport
+        self.born = self.since = pools.loop.time()
+        self.deadline = NEVER
         self._pools = pools
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Response] | None = None
         self._used = False
-        self.key = key
-        self.unwanted = False
-        self.transport: asyncio.Transport
-        self.born = self.since = self.deadline = pools.loop.time()
 
-    async def exchange(self, data: bytes, bare: bool, deadline: float) -> Response:
-        """Return the answer to `data`, which has no body if `bare`. Once at a time.
+    def ask(self, data: bytes, bare: bool, deadline: float) -> "asyncio.Future[Response]":
+        """Write a request; return its answer to come, which has no body if `bare`. Once at a time.
 
-        Raises:
-            TransportError: there is none.
+        Raises, when awaited:
+            TransportError: there is no answer.
         """
-        pools = self._pools
+        loop = self._pools.loop
         self._bare = bare
-        self._raw: list[tuple[bytes, bytes]] = []
+        self._raw: list[tuple[bytes, bytes]] = []  # headers
         self._body: list[bytes] = []
         self._size = 0  # of the body so far
         self._interim = 0
         self._room = MAX_HEAD
-        self._until_close = self._ready = False
+        self._ready = False  # the head is read
         self.deadline = deadline
-        self.since = pools.loop.time()
-        waiter: asyncio.Future[Response] = pools.loop.create_future()
+        self.since = loop.time()
+        waiter: asyncio.Future[Response] = loop.create_future()
         self._waiter = waiter
-        pools.busy.add(self)
         self.transport.write(data)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if self._waiter is waiter:
-                self.transport.abort()
-            raise
+        return waiter
+
+    def abandon(self, waiter: "asyncio.Future[Response]") -> None:
+        """Close, unless what `waiter` waited for is over."""
+        if self._waiter is waiter:
+            self.transport.abort()
 
     def fail(self, error: TransportError) -> None:
         """Give `error` to whoever waits, and close."""
         waiter, self._waiter = self._waiter, None
+        self.deadline = NEVER
         if waiter and not waiter.done():
             waiter.set_exception(error)
-        self._pools.busy.discard(self)
         self.transport.abort()
 
     def _finish(self, *, whole: bool) -> None:
         """Give the answer; where it is whole and both sides like, keep the connection."""
         waiter, self._waiter = self._waiter, None
+        self.deadline = NEVER
         if waiter and not waiter.done():
-            waiter.set_result(answer(self._status, self._headers, b"".join(self._body)))
-        self._pools.busy.discard(self)
+            waiter.set_result(answer(self._status, self._raw, b"".join(self._body)))
         self._used = True
         written = not self.transport.get_write_buffer_size()
         if whole and written and self._parser.should_keep_alive():
@@ -301,7 +307,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._pools.forget(self)
         if self._waiter is None:
             return
-        if self._until_close and exc is None:
+        if exc is None and self._ready and not FRAMING & Headers(self._raw).keys():
             self._finish(whole=False)
             return
         soon = self._pools.loop.time() < self.since + STALE_SECONDS
@@ -317,11 +323,12 @@ class _Connection(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. Trailers land here too, and are not looked at."""
-        self._raw.append((name, value))
+        """Take a header; trailers are dropped."""
+        if not self._ready:
+            self._raw.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Skip a few 1xx; of the real answer, see how its body ends."""
+        """Skip a few 1xx; see whether the real answer may have a body."""
         if self._waiter is None:
             return
         status = self._status = self._parser.get_status_code()
@@ -331,12 +338,12 @@ class _Connection(asyncio.BufferedProtocol):
             if self._interim > MAX_INTERIM:
                 raise TransportError("protocol", "the upstream sent 1xx answers without an end")
             return
-        self._headers = headers_of(self._raw)
-        self._until_close = until_close(status, self._headers) and not self._bare
+        check_head(status, self._raw, small=self._room >= 0)
         self._ready = True
         self._room += MAX_RAW
-        if self._bare or (status in BODILESS and FRAMING & self._headers.keys()):
-            self._finish(whole=False)  # the parser would wait for the body that was announced
+        bodiless = status in (204, 304) and FRAMING & Headers(self._raw).keys()
+        if self._bare or bodiless:
+            self._finish(whole=False)  # the parser would wait for the body that is announced
 
     def on_body(self, body: bytes) -> None:
         """Take a piece; beyond the cap, read no further."""

@@ -21,11 +21,10 @@ from worker.transport.wire import (
     HeaderFlood,
     TransportError,
     answer,
+    check_head,
     failure_of,
     head_of,
-    headers_of,
     timed_out,
-    until_close,
 )
 
 MAX_POOLS = 256
@@ -116,14 +115,16 @@ def _pair(line: bytes) -> tuple[bytes, bytes]:
 
 
 async def _read(incoming: httpx.Response, *, bare: bool) -> Response:
-    headers = headers_of(incoming.headers.raw)
-    until_close(incoming.status_code, headers)
+    raw = incoming.headers.raw
+    check_head(incoming.status_code, raw)
+    if {"transfer-encoding", "content-length"} <= incoming.headers.keys():
+        raise TransportError("protocol", "the upstream's answer has two lengths")
     body = b""
     async for piece in incoming.stream:  # type: ignore[union-attr]  # raw: never decoded
         body += piece
         if len(body) >= MAX_BODY:
             break
-    return answer(incoming.status_code, headers, b"" if bare else body)
+    return answer(incoming.status_code, raw, b"" if bare else body)
 
 
 def _broken(error: httpx.TransportError) -> TransportError:

@@ -1,6 +1,5 @@
 """What both transports promise and share: the error, a request's head, the caps, the answer."""
 
-import asyncio
 import re
 import socket
 import ssl
@@ -69,21 +68,20 @@ def head_of(request: Request, target: str, authority: str) -> str:
     Raises:
         TransportError: a name or value could break out of its line, or changes the framing.
     """
-    names = tuple([name for name, _ in request.headers])
-    values = [value for _, value in request.headers]
+    names, values = zip(*request.headers, strict=True) if request.headers else ((), ())
     if not _is_value("".join(values)):
-        bad = next(name for name, value in request.headers if not _is_value(value))
-        raise _refusal(bad)
-    size = str(len(request.body)) if request.body or request.method in _WITH_LENGTH else None
-    if size:
-        values.append(size)
-    template = _template(request.method, names, size is not None)
-    return template % (target, authority, *values)
+        raise _refusal(next(n for n, value in request.headers if not _is_value(value)))
+    has_length = bool(request.body) or request.method in _WITH_LENGTH
+    template = _template(request.method, names, has_length)
+    return template % (target, authority, *values, len(request.body))
 
 
 @lru_cache(maxsize=1024)
-def _template(method: str, names: tuple[str, ...], with_length: bool) -> str:
-    """Return the head with %s for target, host and every value; most requests share a few."""
+def _template(method: str, names: tuple[str, ...], has_length: bool) -> str:
+    """Return the head with %s for target, host, values and length: most requests share a few.
+
+    Where the request has no say, or no length, stands %.0s, which prints nothing.
+    """
     if not (method.isascii() and method.isalpha() and method.isupper()) or method == "CONNECT":
         raise TransportError("protocol", "the method is not an HTTP method", "settings")
     lines = [f"{method} %s HTTP/1.1", "Host: %s", "Accept-Encoding: identity"]
@@ -94,8 +92,8 @@ def _template(method: str, names: tuple[str, ...], with_length: bool) -> str:
         if name.lower() in _REFUSED or not _TOKEN.fullmatch(name):
             raise _refusal(name)
         ours = name.lower() in _OURS
-        head += "%.0s" if ours else f"{name.replace('%', '%%')}: %s\r\n"  # %.0s prints nothing
-    return head + ("Content-Length: %s\r\n\r\n" if with_length else "\r\n")
+        head += "%.0s" if ours else f"{name.replace('%', '%%')}: %s\r\n"
+    return head + ("Content-Length: %s\r\n\r\n" if has_length else "%.0s\r\n")
 
 
 def _is_value(value: str) -> bool:
@@ -117,41 +115,51 @@ class HeaderFlood(TransportError):
         super().__init__("too_large", "the upstream's answer has too many or too long headers")
 
 
-def headers_of(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return an answer's headers, names in lower case, those of one name joined.
+class Headers(Mapping[str, str]):
+    """An answer's headers: lower-case names, those of one name joined. Read when asked for."""
+
+    __slots__ = ("_raw", "_read")
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        self._raw = raw
+        self._read: dict[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, str]:
+        if self._read is None:
+            self._read = {}
+            for name, value in self._raw:
+                key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
+                self._read[key] = f"{self._read[key]}, {text}" if key in self._read else text
+        return self._read
+
+
+def check_head(status: int, raw: Sequence[tuple[bytes, bytes]], *, small: bool = False) -> None:
+    """Do nothing if the head of an answer keeps to the caps and has a status that means one.
+
+    `small` says that its size is known to be within the cap.
 
     Raises:
-        HeaderFlood: there are more than the caps allow.
+        TransportError: it does not.
     """
-    if (
-        len(raw) > MAX_HEADERS
-        or sum([len(name) + len(value) + 4 for name, value in raw]) > MAX_HEAD
-    ):
+    size = 0 if small else sum([len(name) + len(value) + 4 for name, value in raw])
+    if len(raw) > MAX_HEADERS or size > MAX_HEAD:
         raise HeaderFlood
-    headers: dict[str, str] = {}
-    for name, value in raw:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    return headers
-
-
-def until_close(status: int, headers: Mapping[str, str]) -> bool:
-    """Return whether only the connection's end ends the body.
-
-    Raises:
-        TransportError: the status or the framing is none that HTTP/1.1 has.
-    """
     if not 200 <= status <= 599:
         raise TransportError("protocol", f"the upstream answered with status {status}")
-    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-    if coding is not None and (length is not None or coding.lower() != "chunked"):
-        raise TransportError("protocol", "the upstream's answer has no clear length")
-    return coding is None and length is None and status not in (204, 304)
 
 
-def answer(status: int, headers: Mapping[str, str], body: bytes) -> Response:
+def answer(status: int, raw: Sequence[tuple[bytes, bytes]], body: bytes) -> Response:
     """Return the answer, come now."""
-    return Response(status, headers, body[:MAX_BODY], datetime.now(UTC))
+    return Response(status, Headers(raw), body[:MAX_BODY], datetime.now(UTC))
 
 
 # --- failures ----------------------------------------------------------------------------------
@@ -176,7 +184,7 @@ def failure_of(error: BaseException, host: str) -> TransportError:
                 return TransportError("tls", f"{host}: no secure connection: {why}", "settings")
             case socket.gaierror():
                 return TransportError("dns", f"the name {host} was not found")
-            case TimeoutError() | asyncio.CancelledError():
+            case TimeoutError():
                 return TransportError("timeout", f"{host} did not accept a connection in time")
             case OSError(strerror=why):
                 return TransportError("connect", f"no connection to {host}: {why or 'refused'}")

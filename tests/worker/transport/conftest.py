@@ -17,6 +17,7 @@ from worker.transport.resolver import Lookup
 Kind = Literal["narrow", "httpx"]
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
+NO_ROOTS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the system's take a while to load
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -178,7 +179,9 @@ async def make(kind: Kind) -> AsyncIterator[MakeTransport]:
         **settings: Any,
     ) -> Transport:
         transport = make_transport(
-            WorkerSettings(transport=kind, **settings), resolver=resolver, ssl_context=ssl_context
+            WorkerSettings(transport=kind, **settings),
+            resolver=resolver,
+            ssl_context=ssl_context or NO_ROOTS,
         )
         made.append(transport)
         return transport

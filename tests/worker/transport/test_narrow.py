@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from providers.kit import Response
-from tests.worker.transport.conftest import OK, Dialler, Upstream, framed, post
-from worker.transport import TransportError, narrow, verifying_context
+from tests.worker.transport.conftest import NO_ROOTS, OK, Dialler, Upstream, framed, post
+from worker.transport import TransportError, narrow
 from worker.transport.guard import Guard
 from worker.transport.narrow import NarrowTransport
 from worker.transport.wire import MAX_BODY
@@ -21,7 +21,7 @@ ENOUGH = 20.0
 
 @pytest.fixture
 async def sender() -> AsyncIterator[NarrowTransport]:
-    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), verifying_context())
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
     yield sender
     await sender.close()
 
@@ -125,6 +125,7 @@ async def test_connections_are_recycled(
 ) -> None:
     await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
     monkeypatch.setattr(narrow, limit, 0)
+    monkeypatch.setattr(narrow, "SWEEP_SECONDS", 0)
     if limit == "IDLE_SECONDS":
         await asyncio.wait_for(upstream.ended.wait(), ENOUGH)
     response = await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
@@ -135,7 +136,7 @@ async def test_connections_are_bounded_in_all_and_idle_ones_make_room(
     upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(narrow, "MAX_CONNECTIONS", 16)
-    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), verifying_context())
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
     most = 0
 
     async def send(number: int) -> int:
@@ -166,7 +167,7 @@ async def test_requests_that_fail_to_connect_give_their_place_back(
     upstream: Upstream, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(narrow, "MAX_CONNECTIONS", 16)
-    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), verifying_context())
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
     for _ in range(20):
         with pytest.raises(TransportError):
             await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
@@ -183,7 +184,7 @@ async def test_a_second_address_is_tried(
         return ["::1", "127.0.0.1"]  # the upstream listens on the second alone
 
     guard = Guard("", allow_private=True, lookup=look_up)
-    sender = NarrowTransport(guard, verifying_context())
+    sender = NarrowTransport(guard, NO_ROOTS)
     response = await sender.send(post(upstream.url("/", "a.test")), pool="a", timeout=ENOUGH)
     assert response.status == 200
     await sender.close()
@@ -231,12 +232,11 @@ class Wire(asyncio.Transport):
 
 async def exchange(pieces: Sequence[bytes], *, bare: bool = False) -> Response | TransportError:
     """Return what a connection makes of `pieces`, then the end of the connection."""
-    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), verifying_context())
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
     connection, wire = narrow._Connection(sender, ("a", "b")), Wire()
     await sender._slots.acquire()
     connection.connection_made(wire)
-    answer = asyncio.ensure_future(connection.exchange(b"", bare, ENOUGH))
-    await asyncio.sleep(0)
+    answer = connection.ask(b"", bare, ENOUGH)
     for piece in pieces:
         for start in range(0, len(piece), narrow.READ_SIZE):
             part = piece[start : start + narrow.READ_SIZE]
