@@ -82,13 +82,20 @@ def events(
 
 
 def integration(
-    engine: Engine, settings: WorkerSettings, project: str, slug: str, title: str, **changes: Any
+    engine: Engine,
+    settings: WorkerSettings,
+    project: str,
+    slug: str,
+    title: str,
+    *,
+    store: str = "iOS",
+    **changes: Any,
 ) -> str:
-    """Make and activate an iOS integration with the sandbox's settings; return its id."""
+    """Make and activate an integration with the sandbox's settings; return its id."""
     values = dict(import_module(f"worker.sandbox.upstreams.{slug}").upstream.settings) | changes
     with engine.begin() as connection:
         made = integrations.create_integration(
-            connection, project, title=title, slug=slug, platform="iOS", actor="sample"
+            connection, project, title=title, slug=slug, platform=store, actor="sample"
         )
         integrations.save_settings(
             connection,

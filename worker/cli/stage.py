@@ -1,0 +1,73 @@
+"""Where `onward demo` is shown: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from worker.cli.output import PIPED_WIDTH
+from worker.demo import Line
+
+MOODS = {"good": "bold green", "bad": "bold red", "": ""}
+
+
+class Stage:
+    """The story above, the pipelines below. `live` is None where there is no terminal."""
+
+    def __init__(self, console: Console, live: Live | None) -> None:
+        self.console = console
+        self.live = live
+        self.last: Sequence[Line] = ()
+        self.began = time.monotonic()
+
+    def say(self, text: str, mood: str = "") -> None:
+        """Tell what happens, and when."""
+        at = f"{time.monotonic() - self.began:4.0f} s  "
+        self.console.print(Text(at, "dim") + Text(text, MOODS[mood]))
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Show how the pipelines stand now."""
+        self.last = lines
+        if self.live is not None:
+            self.live.update(table(lines), refresh=True)
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """Give the stage; where there is no terminal, the pipelines are shown once, at the end."""
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else PIPED_WIDTH)
+    if terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            yield Stage(console, live)
+        return
+    plain = Stage(console, None)
+    yield plain
+    console.print(table(plain.last))
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """Return the pipelines as a table."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("pipeline", "state"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("sent", "delivered", "skipped", "rejected", "held"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("most often not sent because", no_wrap=True, overflow="ellipsis")
+    for line in lines:
+        suspended = line.state != "active"
+        counts = (line.sent, line.delivered, line.skipped, line.rejected, line.held)
+        shown.add_row(
+            line.title,
+            Text(line.state, MOODS["bad"] if suspended else ""),
+            *(f"{count:,}" if count else "" for count in counts),
+            Text(line.why),
+            style="red" if suspended else "",
+        )
+    return shown

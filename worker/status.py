@@ -1,0 +1,116 @@
+"""How the service stands, in one look: what needs somebody first, then the whole."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine
+
+from worker import incidents
+from worker.state import OWNERS, Keys, shard_of
+from worker.store.database import reading
+from worker.store.deliveries import list_tallies
+from worker.store.integrations import list_of
+from worker.store.models import Integration
+from worker.ticker import backlog
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An integration that is suspended or failing. `next_attempt` is None while it is held."""
+
+    integration: Integration
+    since: datetime | None
+    waiting: int
+    oldest: datetime | None
+    next_attempt: datetime | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The service at one moment. Counts of outcomes are those recorded since ever."""
+
+    owners: list[str]  # processes that drain
+    led: int  # shards with an owner
+    shards: int
+    backlog: dict[str, int]
+    memory: int  # bytes of Redis
+    memory_most: int  # 0: no limit
+    incidents: dict[str, incidents.Incident]  # by slug
+    suspended: list[Trouble]
+    failing: list[Trouble]
+    states: Counter[int]  # integrations by `active`
+    outcomes: Counter[str]
+
+
+def overview(redis: Any, engine: Engine, shards: int) -> Overview:
+    """Return how the service stands; `redis` is a blocking client."""
+    with reading(engine) as connection:
+        found = list_of(connection)
+        tallies = list_tallies(connection)
+    seconds, micros = redis.time()
+    now = seconds * 1000 + micros // 1000
+    memory = redis.info("memory")
+    outcomes: Counter[str] = Counter()
+    for (_, outcome), count in tallies.items():
+        outcomes[outcome] += count
+    troubled = [one for one in found if one.active == 2 or _fails(one)]
+    troubles = list(_troubles(redis, troubled, shards))
+    return Overview(
+        owners=[owner.decode() for owner in redis.zrangebyscore(OWNERS, now, "+inf")],
+        led=sum(redis.exists(Keys(number).lease) for number in range(shards)),
+        shards=shards,
+        backlog=backlog(redis, shards),
+        memory=memory["used_memory"],
+        memory_most=memory.get("maxmemory", 0),
+        incidents=dict(_incidents(redis, sorted({one.slug for one in found}), now)),
+        suspended=[one for one in troubles if one.integration.active == 2],
+        failing=[one for one in troubles if one.integration.active == 1],
+        states=Counter(one.active for one in found),
+        outcomes=outcomes,
+    )
+
+
+def _fails(integration: Integration) -> bool:
+    return integration.active == 1 and integration.delivery_error_count > 0
+
+
+def _troubles(redis: Any, troubled: Sequence[Integration], shards: int) -> Iterator[Trouble]:
+    """Yield each with what waits for it, the longest in trouble first."""
+    pipe = redis.pipeline(transaction=False)
+    for one in troubled:
+        keys = Keys(shard_of(one.project_id, shards))
+        pipe.xlen(keys.lane(one.id))
+        pipe.xrange(keys.lane(one.id), count=1)
+        pipe.zscore(keys.due, one.id)
+    replies = pipe.execute()
+    found = [
+        Trouble(
+            integration=one,
+            since=one.last_error_at if one.active == 2 else one.first_error_at,
+            waiting=replies[3 * number],
+            oldest=_oldest(replies[3 * number + 1]),
+            next_attempt=_time(replies[3 * number + 2]) if one.active == 1 else None,
+        )
+        for number, one in enumerate(troubled)
+    ]
+    yield from sorted(found, key=lambda trouble: trouble.since or datetime.max.replace(tzinfo=UTC))
+
+
+def _oldest(head: list[tuple[bytes, dict[bytes, bytes]]]) -> datetime | None:
+    return _time(float(head[0][1].get(b"t", 0))) if head else None
+
+
+def _time(ms: float | None) -> datetime | None:
+    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+
+
+def _incidents(
+    redis: Any, slugs: Sequence[str], now: int
+) -> Iterator[tuple[str, incidents.Incident]]:
+    for slug in slugs:
+        fares = map(incidents.unpack, redis.hvals(incidents.key(slug)))
+        if found := incidents.incident_of(fares, now):
+            yield slug, found
