@@ -23,7 +23,6 @@ from providers.kit import (
     Json,
     Limits,
     Misconfigured,
-    NotFlag,
     Outcome,
     Partial,
     Plan,
@@ -70,7 +69,7 @@ THROTTLE = timedelta(seconds=30)
 DAY = timedelta(hours=24)
 BAD_KEY = "Invalid API key"
 
-IdLength = Annotated[int, Field(ge=1, le=256), NotFlag]
+IdLength = Annotated[int, Field(ge=1, le=256)]
 
 
 class AmplitudeSettings(Settings):

@@ -23,7 +23,6 @@ from providers.kit import (
     Event,
     Limits,
     Misconfigured,
-    NotFlag,
     Outcome,
     Plan,
     Provider,
@@ -69,7 +68,7 @@ LIMITS = Limits(concurrency=10, max_age=timedelta(days=14))
 PostKey = Annotated[
     Secret, matching(r"\S{8,128}", "must be the Post API key, 8 to 128 characters without blanks")
 ]
-ApplicationId = Annotated[int, Field(ge=1, le=999_999_999_999), NotFlag]
+ApplicationId = Annotated[int, Field(ge=1, le=999_999_999_999)]
 
 
 class AppMetricaSettings(RevenueSettings):

@@ -23,7 +23,6 @@ from providers.kit import (
     Json,
     Limits,
     Misconfigured,
-    NotFlag,
     Outcome,
     Partial,
     Plan,
@@ -62,7 +61,7 @@ TEXT = 255  # bytes of a property
 AHEAD = 3600  # seconds that an event may be ahead of Mixpanel's clock
 LIMITS = Limits(events=500, bytes=2 * MB, linger=timedelta(seconds=0.5))
 
-ProjectId = Annotated[int, Field(ge=1), NotFlag]
+ProjectId = Annotated[int, Field(ge=1)]
 AccountName = Annotated[
     str, matching(r"[!-9;-~]+", "must be the service account's username, without blanks and colons")
 ]

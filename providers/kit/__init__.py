@@ -62,7 +62,6 @@ from providers.kit.plan import (
 )
 from providers.kit.settings import (
     InvalidSettings,
-    NotFlag,
     RevenueSettings,
     Secret,
     SecretText,
@@ -97,7 +96,6 @@ __all__ = [
     "Limits",
     "Misconfigured",
     "Money",
-    "NotFlag",
     "ObjectSettings",
     "Outcome",
     "Partial",

@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -40,15 +41,8 @@ def _secret_text(secret: SecretStr) -> SecretStr:
     return SecretStr(value)
 
 
-def _no_flag(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004  a fault, not a bug
-    return value
-
-
 Secret = Annotated[SecretStr, AfterValidator(_one_line_secret)]
 SecretText = Annotated[SecretStr, AfterValidator(_secret_text)]  # PEM, JSON: lines allowed
-NotFlag = BeforeValidator(_no_flag)  # of a number, for pydantic takes true for 1
 
 
 def matching(pattern: str, remedy: str) -> Any:
@@ -113,6 +107,16 @@ class Settings(BaseModel):
 
     name_pattern: ClassVar[re.Pattern[str] | None] = None  # of the upstream's event names
     name_rule: ClassVar[str] = ""  # the same in words
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is due: pydantic takes them for 1 and 0."""
+        if isinstance(value, bool) and info.field_name:
+            kind = str(cls.model_fields[info.field_name].annotation)
+            if "bool" not in kind and re.search(r"\b(int|float)\b", kind):
+                raise ValueError("must be a number, not true or false")
+        return value
 
     @model_validator(mode="before")
     @classmethod
