@@ -47,6 +47,7 @@ class WorkerSettings(BaseModel):
         None, description="Keys of settings at rest, newest first"
     )
     admin_key: SecretStr | None = Field(None, description="Opens /ops/v1 and the console")
+    api_rate: float = Field(100, ge=0, description="API requests a second and key; 0: no limit")
 
     upstream: str = Field("", description="Send all upstream traffic to <upstream>/<host>/<path>")
     allow_private_upstreams: bool = Field(False, description="Let private addresses and http pass")

@@ -1,33 +1,26 @@
 """The HTTP application: v4, /ops/v1, health and metrics."""
 
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from worker import metrics
 from worker.api import docs, errors, ops, v4
 from worker.api.auth import RateLimit, Services
 from worker.api.edge import Edge
+from worker.api.ready import checks_of, reasons_of
 from worker.settings import WorkerSettings
-from worker.store.database import make_engine, reading
-from worker.store.errors import StoreError
-from worker.store.rotation import check_keys
+from worker.store.database import make_engine
 from worker.store.secrets import keyring_of
 
-CHECK_SECONDS = 3  # a check that takes longer has failed
 REDIS_SECONDS = 2
-CONCURRENT = 1_000  # connections; more are turned away
-Check = Callable[[], Any]
-log = logging.getLogger(__name__)
+STATEMENT_SECONDS = 15  # of the database; a thread waits no longer for one
 
 
 def create_app(
@@ -37,9 +30,12 @@ def create_app(
 
     `app.state.checks` maps names to functions that raise while the service is not ready; add to it.
     """
-    own_engine = engine or make_engine(settings.database_url)
+    own_engine = engine or make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
     redis = Redis.from_url(
-        settings.redis_url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS
+        settings.redis_url,
+        protocol=2,
+        socket_timeout=REDIS_SECONDS,
+        socket_connect_timeout=REDIS_SECONDS,
     )
 
     @asynccontextmanager
@@ -59,9 +55,9 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.services = Services(
-        settings, own_engine, keyring_of(settings), redis, limit or RateLimit()
+        settings, own_engine, keyring_of(settings), redis, limit or RateLimit(settings.api_rate)
     )
-    app.state.checks = _checks(app.state.services)
+    app.state.checks = checks_of(app.state.services)
     errors.install(app)
     app.add_middleware(Edge)
     app.include_router(v4.router)
@@ -69,18 +65,6 @@ def create_app(
     _add_health(app)
     docs.install(app)
     return app
-
-
-def _checks(services: Services) -> dict[str, Check]:
-    def database() -> None:
-        with reading(services.engine) as connection:
-            connection.execute(text("SELECT 1"))
-
-    def keys() -> None:
-        with reading(services.engine) as connection:
-            check_keys(connection, services.keyring)
-
-    return {"database": database, "redis": services.redis.ping, "keys": keys}
 
 
 def _add_health(app: FastAPI) -> None:
@@ -92,45 +76,17 @@ def _add_health(app: FastAPI) -> None:
     @app.get("/readyz", tags=["health"], responses={503: {"description": "A check failed"}})
     async def readyz(request: Request) -> Response:
         """Return whether the service can do its work, check by check."""
-        checks: dict[str, Check] = request.app.state.checks
-        results = {name: await _passes(name, check) for name, check in checks.items()}
-        ready = all(results.values())
-        body = {
-            "status": "ready" if ready else "not ready",
-            "checks": {name: "ok" if passed else "failed" for name, passed in results.items()},
+        found = await reasons_of(request.app.state.checks)
+        failed = {name: reason for name, reason in found.items() if reason}
+        body: dict[str, Any] = {
+            "status": "not ready" if failed else "ready",
+            "checks": {name: "failed" if reason else "ok" for name, reason in found.items()},
         }
-        return JSONResponse(body, 200 if ready else 503)
+        if failed:
+            body["reasons"] = failed
+        return JSONResponse(body, 503 if failed else 200)
 
     @app.get("/metrics", tags=["health"], response_class=Response)
     def show_metrics() -> Response:
         """Return the metrics of this process, or of all that share its folder."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _passes(name: str, check: Check) -> bool:
-    try:
-        with anyio.fail_after(CHECK_SECONDS):
-            await anyio.to_thread.run_sync(check, abandon_on_cancel=True)
-    except Exception as error:  # noqa: BLE001  whatever it is, it is not ready
-        reason = error if isinstance(error, StoreError) else type(error).__name__
-        log.warning("Not ready: %s (%s)", name, reason)
-        return False
-    return True
-
-
-def make_server(app: FastAPI, port: int, host: str = "127.0.0.1") -> uvicorn.Server:
-    """Return a server of the app, to be run by the caller (`run()`, or `serve()` on a loop)."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=CONCURRENT,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=5,
-        )
-    )

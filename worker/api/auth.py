@@ -20,23 +20,24 @@ from worker.store.secrets import KeyRing
 
 KEY_LENGTH = 256  # characters; nothing longer is looked up
 KEYS = 10_000  # whose rate is remembered
-RATE = 20.0  # requests a second and key
-BURST = 60
+BURST_SECONDS = 5  # of the rate may come at once
 
 
 class RateLimit:
-    """A token bucket for each key, in this process."""
+    """A token bucket for each key, in this process. `rate` is requests a second; 0: no limit."""
 
     def __init__(
-        self, rate: float = RATE, burst: int = BURST, clock: Callable[[], float] = time.monotonic
+        self, rate: float, burst: int | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._rate = rate
-        self._burst = burst
+        self._burst = burst or max(1, int(rate * BURST_SECONDS))
         self._clock = clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, at
 
     def wait(self, key: str) -> float:
         """Take a token; return 0.0, or the seconds until there is one."""
+        if not self._rate:
+            return 0.0
         at = self._clock()
         tokens, since = self._left.pop(key, (float(self._burst), at))
         tokens = min(self._burst, tokens + (at - since) * self._rate)
@@ -55,7 +56,7 @@ class Services:
     engine: Engine
     keyring: KeyRing
     redis: "Redis"
-    limit: RateLimit = field(default_factory=RateLimit)
+    limit: RateLimit = field(default_factory=lambda: RateLimit(0))
 
 
 def services_of(request: Request) -> Services:
@@ -90,6 +91,7 @@ def principal_of_request(request: Request, here: Here) -> Principal:
     key = _bearer(request)
     admin = here.settings.admin_key
     if admin and hmac.compare_digest(_digest(key), _digest(admin.get_secret_value())):
+        _take_token(here, "admin")
         return Principal("admin", None)
     return _of_project(key, here)
 
@@ -110,12 +112,16 @@ def _of_project(key: str, here: Services) -> Principal:
         raise unauthorized()
     if row.kind != "secret":
         raise forbidden("This is not a secret key")
-    if wait := here.limit.wait(row.digest):
-        raise too_many_requests(wait)
+    _take_token(here, row.digest)
     if row.last_used_at is None or now() - row.last_used_at > USED_EVERY:
         with here.engine.begin() as connection:
             touch_key(connection, row)
     return Principal(f"key {row.prefix}…", row.project_id)
+
+
+def _take_token(here: Services, key: str) -> None:
+    if wait := here.limit.wait(key):
+        raise too_many_requests(wait)
 
 
 def _digest(key: str) -> bytes:

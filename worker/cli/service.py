@@ -40,7 +40,7 @@ def up(
     from worker import supervisor as parts  # noqa: PLC0415  quick --help
     from worker.settings import STATE_FILE, load_settings, write_state  # noqa: PLC0415
     from worker.store.database import upgrade  # noqa: PLC0415
-    from worker.store.secrets import keyring_of  # noqa: PLC0415
+    from worker.store.secrets import embedded_admin_key, keyring_of  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, _end)  # until the keeper watches
     folder = Path(os.environ.get("ONWARD_DATA_DIR", "var")).absolute()
@@ -81,7 +81,10 @@ def up(
                     },
                 )
             )
-        keeper.add(parts.Part("api", parts.onward("api", "--port", str(port)), environment))
+        opens = {}
+        if settings.admin_key is None and "ONWARD_DATABASE_URL" not in os.environ:
+            opens["ONWARD_ADMIN_KEY"] = embedded_admin_key(folder)
+        keeper.add(parts.Part("api", parts.onward("api", "--port", str(port)), environment | opens))
         write_state(
             folder,
             **{name: value for name, value in given.items() if name != "data_dir"},
@@ -130,9 +133,19 @@ def _announce(settings: Any, port: int, folder: Path, sample: str) -> None:
   Redis     {settings.redis_url}
   Database  {settings.database_url}
   Logs      {folder / "log"}
+  Admin key {_admin_key_at(settings, folder)}
 {sample}Push an event:  onward publish events.ndjson      Look:  onward integrations list
 Ctrl-C stops it."""
     )
+
+
+def _admin_key_at(settings: Any, folder: Path) -> str:
+    from worker.store.secrets import ADMIN_FILE  # noqa: PLC0415  quick --help
+
+    if settings.admin_key is not None:
+        return "ONWARD_ADMIN_KEY, as set"
+    kept = folder / ADMIN_FILE
+    return f"in {kept}" if "ONWARD_DATABASE_URL" not in os.environ else "none: set ONWARD_ADMIN_KEY"
 
 
 def _refuse_a_second(state: Path) -> None:
@@ -193,12 +206,17 @@ def api(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Run the API and the console."""
+    """Run the API and the console.
+
+    Without ONWARD_ADMIN_KEY nothing opens more than one project.
+    """
     from worker import logs  # noqa: PLC0415  quick --help
-    from worker.api.app import create_app, make_server  # noqa: PLC0415
+    from worker.api.app import create_app  # noqa: PLC0415
+    from worker.api.server import make_server, refuse_weak_key  # noqa: PLC0415
     from worker.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings()
+    refuse_weak_key(settings, host)
     logs.configure(settings)
     make_server(create_app(settings), port, host).run()
 

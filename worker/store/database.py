@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,18 +21,19 @@ CONNECT_SECONDS = 5
 _alembic = Lock()  # its environment is global: one thread at a time
 
 
-def make_engine(url: str | URL) -> Engine:
+def make_engine(url: str | URL, *, statement_seconds: float = 0) -> Engine:
     """Return an engine for a SQLAlchemy URL; `postgres://` and `postgresql://` use psycopg 3.
 
     On SQLite every transaction takes the writer's lock when it begins, so that what it read cannot
-    change before it writes; `reading` does without.
+    change before it writes; `reading` does without. PostgreSQL cuts statements, and transactions
+    left idle, after `statement_seconds` (0: never); SQLite's longest wait is for another writer.
     """
     parsed = make_url(url)
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
-    return create_engine(
+    engine = create_engine(
         parsed,
         hide_parameters=True,  # no value of a row in an exception's text
         pool_pre_ping=True,
@@ -44,6 +46,16 @@ def make_engine(url: str | URL) -> Engine:
             "tcp_user_timeout": 10_000,  # ms
         },
     )
+    if statement_seconds:
+        event.listen(engine, "connect", partial(_bound_statements, int(statement_seconds * 1000)))
+    return engine
+
+
+def _bound_statements(milliseconds: int, connection: Any, _record: Any) -> None:
+    """Bound a session by SET: the start-up packet's options are refused by some poolers."""
+    for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        connection.execute(f"SET {name} = {milliseconds}").close()
+    connection.commit()
 
 
 def _sqlite(url: URL) -> Engine:
