@@ -40,8 +40,14 @@ def additions(event: Event, own: dict[str, Any]) -> dict[str, Json]:
 
     An extra never takes the place of a member of `own`.
     """
-    device = {k: v for k, v in msgspec.structs.asdict(event.device).items() if v not in ("", None)}
-    more = {"country": event.country, "device": device, "installed_at": event.installed_at}
+    device = msgspec.structs.asdict(event.device)
+    more: dict[str, Json] = {
+        "country": event.country,
+        "device": {key: part for key, part in device.items() if part is not None and part != ""},
+        "installed_at": event.installed_at,
+    }
     found = {key: value for key, value in more.items() if value}
-    extras = {key: event.extras[key] for key in sorted(event.extras) if key not in own}
-    return found | extras
+    for key in sorted(event.extras):
+        if key not in own:
+            found[key] = event.extras[key]
+    return found

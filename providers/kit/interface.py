@@ -107,6 +107,19 @@ class Request:
         head = tuple((headers or {}).items())
         return cls(method, f"{url}?{urlencode(values, quote_via=quote)}", head, **more)
 
+    def carrying(self, events: tuple[int, ...]) -> "Request":
+        """Return the same request for events at these positions (`replace` takes 3 x as long)."""
+        return Request(
+            self.method,
+            self.url,
+            self.headers,
+            self.body,
+            events,
+            self.refs,
+            self.step,
+            self.optional,
+        )
+
 
 @dataclass(frozen=True)
 class Response:

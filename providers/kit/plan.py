@@ -1,7 +1,6 @@
 """From events to requests: what every provider shares of it."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,6 +22,7 @@ from providers.kit.settings import Settings
 S = TypeVar("S", bound=Settings)
 Group = TypeVar("Group", bound=Hashable)
 Made: TypeAlias = Request | Iterable[Request] | Unsent
+UNSENT = (Skipped, Rejected, Retry)
 
 
 def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: Context) -> Plan:
@@ -44,7 +44,7 @@ def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: C
     inner = provider.encode([events[position] for position in kept], settings, context)
     unsent.update({kept[index]: why for index, why in inner.unsent.items()})
     requests = tuple(
-        replace(request, events=tuple(kept[index] for index in request.events))
+        request.carrying(tuple(kept[index] for index in request.events))
         for request in inner.requests
     )
     return Plan(requests, unsent)
@@ -96,12 +96,12 @@ def one_each(events: Sequence[Event], make: Callable[[Event], Made]) -> Plan:
     unsent: dict[int, Unsent] = {}
     for position, event in enumerate(events):
         made = make(event)
-        if isinstance(made, Skipped | Rejected | Retry):
+        if isinstance(made, Request):
+            requests.append(made.carrying((position,)))
+        elif isinstance(made, UNSENT):
             unsent[position] = made
-        elif isinstance(made, Request):
-            requests.append(replace(made, events=(position,)))
         else:
-            requests.extend(replace(request, events=(position,)) for request in made)
+            requests.extend(request.carrying((position,)) for request in made)
     return Plan(tuple(requests), unsent)
 
 
@@ -128,7 +128,7 @@ def in_batches(
     largest = min(item_bytes or limits.bytes, limits.bytes - overhead)
     for position, event in enumerate(events):
         made = make(event)
-        if isinstance(made, Skipped | Rejected | Retry):
+        if isinstance(made, UNSENT):
             unsent[position] = made
             continue
         item = b",".join(map(dump, made)) if isinstance(made, tuple) else dump(made)
@@ -137,9 +137,8 @@ def in_batches(
         else:
             items.setdefault(group(event), []).append((position, item))
     requests = [
-        replace(
-            request(b"[" + b",".join(item for _, item in batch) + b"]", key),
-            events=tuple(position for position, _ in batch),
+        request(b"[" + b",".join(item for _, item in batch) + b"]", key).carrying(
+            tuple(position for position, _ in batch)
         )
         for key, members in items.items()
         for batch in packed(members, limits.events, limits.bytes - overhead)

@@ -1,8 +1,8 @@
 """Signatures: pure functions of what is signed, the secret and the time."""
 
 import base64
-import hashlib
 import hmac
+from functools import lru_cache
 
 
 def standard_webhook(message_id: str, timestamp: int, body: bytes, secret: str) -> str:
@@ -10,9 +10,15 @@ def standard_webhook(message_id: str, timestamp: int, body: bytes, secret: str) 
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+    keyed = _keyed(secret).copy()
+    keyed.update(f"{message_id}.{timestamp}.".encode())
+    keyed.update(body)
+    return "v1," + base64.b64encode(keyed.digest()).decode()
+
+
+@lru_cache(1024)
+def _keyed(secret: str) -> hmac.HMAC:
+    return hmac.new(base64.b64decode(secret.removeprefix("whsec_")), digestmod="sha256")
 
 
 def basic(user: str, password: str = "") -> str:
