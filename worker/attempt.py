@@ -14,7 +14,6 @@ from providers.kit import (
     Misconfigured,
     Outcome,
     Partial,
-    Plan,
     Rejected,
     Request,
     Response,
@@ -96,10 +95,9 @@ class Attempt:
 
     async def _send(self, positions: list[int], passes: int) -> None:
         """Plan and send some of the events; what is split or to be resent at once follows."""
-        planned = self._plan(positions)
         again: list[int] = []  # planned anew at once
         split: list[list[int]] = []
-        for request in sorted(planned.requests, key=lambda r: r.step):
+        for request in self._plan(positions):
             members = [positions[index] for index in request.events]
             held_up = {position for batch in (again, *split) for position in batch}
             ready = [p for p in members if p not in held_up and self._due(p, request.step)]
@@ -129,7 +127,8 @@ class Attempt:
         for group in alike.values():
             await self._send(group, passes - 1)
 
-    def _plan(self, positions: list[int]) -> Plan:
+    def _plan(self, positions: list[int]) -> Sequence[Request]:
+        """Return the requests in the order of their steps; note what is settled without one."""
         integration = self.integration
         planned = plan(
             integration.provider,
@@ -139,7 +138,8 @@ class Attempt:
         )
         for index, unsent in planned.unsent.items():
             self.report.landed[positions[index]] = Landed(unsent, alone=True)
-        return planned
+        requests = planned.requests
+        return sorted(requests, key=lambda r: r.step) if len(requests) > 1 else requests
 
     def _due(self, position: int, step: int) -> bool:
         """Whether this step of an event is still to be done, and no earlier one has failed."""
@@ -176,6 +176,8 @@ class Attempt:
         metrics.attempt(integration.slug, verdict, perf_counter() - began)
         if request.optional:
             return [Landed(Delivered(), step=request.step)] * count
+        if isinstance(verdict, Delivered):
+            return [Landed(verdict, step=request.step, status=response.status)] * count
         whole = verdict.rest if isinstance(verdict, Partial) else verdict
         self.report.blame(whole)
         named: Mapping[int, Any] = verdict.named if isinstance(verdict, Partial) else {}

@@ -8,12 +8,14 @@ import asyncio
 import heapq
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+import msgspec
 from redis.exceptions import RedisError
 
 from providers.kit import (
@@ -34,7 +36,7 @@ from worker.settings import WorkerSettings
 from worker.settle import failure, pause, remain, remember, settle, want_suspension
 from worker.shard import Entry, Shard
 from worker.state import State
-from worker.suspension import Health, Round, after_round
+from worker.suspension import WELL, Health, Round, after_round
 from worker.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
 MESSAGE_LENGTH = 1_000  # characters an operator is shown
 AGAIN_MS = 500  # after trouble of our own
-FAIR_SHARE = 16  # requests in flight a pipeline may always have, while others wait
+UNEVEN = 1.5  # times the mean: that queue goes to its lane when reading has no room
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Dispatcher:
         self._order = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._active: set[Pipeline] = set()
+        self._ready: deque[tuple[Pipeline, list[Delivery]]] = deque()
+        self._landing = False
 
     # --- events come in ---------------------------------------------------------------------
 
@@ -75,7 +79,7 @@ class Dispatcher:
         pipeline = self.pipelines.get(integration.id)
         if pipeline is None or pipeline.shard is not shard:
             pipeline = Pipeline(integration, shard)
-            pipeline.health = Health(probation=integration.on_probation)
+            pipeline.health = Health(probation=True) if integration.on_probation else WELL
             self.pipelines[integration.id] = pipeline
         return pipeline
 
@@ -84,9 +88,8 @@ class Dispatcher:
     ) -> None:
         """Take one target of a fresh entry: queue it, or put it into the lane."""
         pipeline = self.pipeline_of(shard, integration)
-        accepted = int(entry.id.split(b"-")[0])
-        delivery = Delivery(event, raw, pipeline, accepted, entry)
-        delivery.since = asyncio.get_running_loop().time()
+        delivery = Delivery(event, raw, pipeline, entry.accepted, entry)
+        delivery.since = time.monotonic()
         if integration.active == 0:
             self._settle(delivery, Landed(Skipped("off", "the integration is paused")))
         elif integration.fault and not pipeline.held:
@@ -116,9 +119,10 @@ class Dispatcher:
             longest.shard.after.append(lambda: self.pump(longest))
 
     @property
-    def crowded(self) -> bool:
-        """Whether more than one pipeline has something to send."""
-        return len(self._active) > 1
+    def uneven(self) -> bool:
+        """Whether one pipeline has far more to send than the others."""
+        longest = max((pipeline.size for pipeline in self._active), default=0)
+        return longest * len(self._active) > UNEVEN * self.unsent
 
     def _queue_to_lane(self, pipeline: Pipeline) -> None:
         """Everything fresh of a pipeline goes to its lane, what is in flight first."""
@@ -143,7 +147,7 @@ class Dispatcher:
         if pipeline.held or pipeline.closed:
             return
         now = self.clock.now_ms()
-        if self._gathering(pipeline, now):
+        if pipeline.integration.limits.whole_batches and self._gathering(pipeline, now):
             return
         if pipeline.due > now:
             self._timer(pipeline, pipeline.due)
@@ -178,7 +182,7 @@ class Dispatcher:
     def _gathering(self, pipeline: Pipeline, now: float) -> bool:
         """Whether a bucket's batch is still filling, or must be fixed before it is sent."""
         limits = pipeline.integration.limits
-        if not limits.whole_batches or pipeline.lane_len == 0:
+        if pipeline.lane_len == 0:
             return False
         if pipeline.batch is None:
             if pipeline.due > now and pipeline.lane_len < limits.events:
@@ -222,8 +226,8 @@ class Dispatcher:
         if pipeline.probing or pipeline.integration.limits.whole_batches:
             return 1
         fair = self.settings.window
-        if len(self._active) > 1:
-            fair = max(FAIR_SHARE, self.settings.window // len(self._active))
+        if len(self._active) > 1:  # one share stays free for whoever comes next
+            fair = max(1, min(fair // 4, fair // (len(self._active) + 1)))
         most = min(pipeline.integration.limits.concurrency, fair)
         return min(most, pipeline.ramp) if pipeline.lane_len else most
 
@@ -246,8 +250,7 @@ class Dispatcher:
         limits = pipeline.integration.limits
         if limits.events == 1 or not pipeline.queue or len(pipeline.queue) >= limits.events:
             return False
-        loop = asyncio.get_running_loop()
-        left = pipeline.queue[0].since + limits.linger.total_seconds() - loop.time()
+        left = pipeline.queue[0].since + limits.linger.total_seconds() - time.monotonic()
         if left <= 0:
             return False
         self._timer(pipeline, self.clock.now_ms() + left * 1000)
@@ -280,18 +283,38 @@ class Dispatcher:
         pipeline.requests += 1
         self.requests += 1
         self._active.add(pipeline)
-        self._spawn(self._fly(pipeline, batch))
+        self._ready.append((pipeline, batch))
+        if not self._landing:
+            self._launch()
+
+    def _launch(self) -> None:
+        while self._ready:
+            self._spawn(self._fly(*self._ready.popleft()))
 
     async def _fly(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
-        """Send a batch and land it; whatever happens, it lands."""
+        """Send a batch, land it, and go on with what may then start: tasks are not for nothing."""
+        while True:
+            report = await self._report(pipeline, batch)
+            self._landing = True
+            try:
+                self._landed(pipeline, batch, report)
+            finally:
+                self._landing = False
+                following = self._ready.popleft() if self._ready else None
+                self._launch()
+            if following is None:
+                return
+            pipeline, batch = following
+
+    async def _report(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
+        """Send a batch; whatever happens, there is something to say of it."""
         for delivery in batch:
             delivery.attempts += 1
         try:
-            report = await self.sender.send(pipeline, batch)
+            return await self.sender.send(pipeline, batch)
         except (asyncio.CancelledError, RedisError):
             cut = Retry("interrupted", "the worker stopped before the answer came")
-            report = Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure
-        self._landed(pipeline, batch, report)
+            return Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure
 
     # --- answers come back ------------------------------------------------------------------
 
@@ -346,6 +369,11 @@ class Dispatcher:
         return f"{status}: {report.message or report.reason}"
 
     def _went_well(self, pipeline: Pipeline, round_: Round) -> None:
+        if round_.delivered and pipeline.health is WELL and not pipeline.probing:
+            self._fares_well(pipeline, round_)
+            pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
+            self.pump(pipeline)
+            return
         health, verdict = after_round(
             pipeline.health, round_, pipeline.integration.policy.thresholds
         )
@@ -476,7 +504,8 @@ class Dispatcher:
         pending = isinstance(outcome, Retry) and outcome.reason == "attribution_pending"
         if delivery.alone >= policy.event_attempts and not pending:
             told = f"gave up after {delivery.attempts} attempts: {message}"
-            self._settle(delivery, replace(landed, outcome=Rejected("exhausted", told)))
+            given_up = msgspec.structs.replace(landed, outcome=Rejected("exhausted", told))
+            self._settle(delivery, given_up)
             return
         chance = random.random()  # noqa: S311  jitter
         wait = (

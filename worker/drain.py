@@ -11,15 +11,16 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 from redis.exceptions import RedisError, ResponseError
 
+from providers.kit import Event
 from providers.kit.decode import InvalidEvent, decode
 from providers.kit.interface import dump_text
 from worker import lane, metrics
@@ -34,9 +35,10 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-READ = 256  # entries a read
+READ = 256  # entries a read, of all shards together
 BUFFER = 4_096  # fresh deliveries in memory
 BLOCK_MS = 250
+BREATH_SECONDS = 0.005
 FLUSH_SECONDS = 0.01
 FLUSH_OUTCOMES = 50
 RENEW_SECONDS = 2.0
@@ -51,6 +53,9 @@ SUSPECTS = 64  # of those, so many together at first: all but a few are innocent
 SUSPECT_SECONDS = 1.0  # what kills its process does so at once; a slow upstream is not waited for
 STUCK_SECONDS = 0.5
 LARGEST_REREAD = 20_000
+
+
+_Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
 
 
 class Drain:
@@ -78,7 +83,8 @@ class Drain:
         self.progressed = self.beat = time.monotonic()  # for the watchdog
         self.leaving = False
         self._openings: set[asyncio.Task[None]] = set()
-        self._flushes: dict[int, asyncio.Lock] = {}
+        self._committing = asyncio.Lock()
+        self._fruitful = settings.shards  # streams that had something to read, lately
         self._directory_seen = 0.0
 
     async def run(self, until: float) -> None:
@@ -100,6 +106,7 @@ class Drain:
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+            metrics.publish()
 
     async def _every(self, seconds: float, work: Callable[[], Any]) -> None:
         while True:
@@ -362,8 +369,9 @@ class Drain:
             await asyncio.sleep(0.02)
             return
         reply = await self.state.reader.xreadgroup(
-            GROUP, self.token, streams, count=READ, block=BLOCK_MS
+            GROUP, self.token, streams, count=max(READ // self._fruitful, 1), block=BLOCK_MS
         )
+        self._fruitful = max(len(reply or ()), self._fruitful // 2, 1)
         for name, entries in reply or ():
             if name == UNSHARDED.encode():
                 await self._spread(entries)
@@ -373,7 +381,7 @@ class Drain:
     async def _reread(self, shard: Shard) -> None:
         """Take what was read for us in an answer that never came."""
         redis, keys = self.state.redis, shard.keys
-        async with self._lock(shard):  # no acknowledgement between the question and its answer
+        async with self._committing:  # no acknowledgement between the question and its answer
             pending = await redis.xpending_range(
                 keys.intake, GROUP, min="-", max="+", count=LARGEST_REREAD, consumername=self.token
             )
@@ -394,10 +402,16 @@ class Drain:
             return False
         if self.dispatcher.unsent < BUFFER:
             return True
-        if self.dispatcher.crowded:
+        if self.dispatcher.uneven or not await self._busy():
             self.dispatcher.overflow()
             return True
         return False
+
+    async def _busy(self) -> bool:
+        """Whether it is this process that is too slow, rather than some upstreams."""
+        began = time.monotonic()
+        await asyncio.sleep(BREATH_SECONDS)
+        return time.monotonic() - began > 2 * BREATH_SECONDS
 
     async def _mend(self, error: ResponseError) -> None:
         """See to what reading stumbled over: groups that are gone, a key that is no stream."""
@@ -449,7 +463,7 @@ class Drain:
     async def _accept(self, shard: Shard, entries: list[Any]) -> None:
         """Decode entries and hand them to their pipelines."""
         self.progressed = time.monotonic()
-        read: list[tuple[bytes, bytes, Any]] = []
+        read: list[_Read] = []
         for entry_id, fields in entries:
             if shard.knows(entry_id):
                 continue
@@ -462,44 +476,59 @@ class Drain:
                     [{"path": "", "message": 'the stream entry has no field "event"'}],
                 )
                 continue
+            accepted = _accepted(entry_id)
             try:
-                event = decode(raw, int(entry_id.split(b"-")[0]) // 1000)
+                event = decode(raw, accepted // 1000)
             except InvalidEvent as error:
                 self._malformed(shard, entry_id, raw, error.faults)
             else:
-                read.append((entry_id, raw, event))
+                read.append((entry_id, accepted, raw, event))
         if not read:
             return
         firsts = await self._firsts(shard, read)
-        for (entry_id, raw, event), first in zip(read, firsts, strict=True):
+        for (entry_id, accepted, raw, event), first in zip(read, firsts, strict=True):
             if not first:
                 metrics.event("duplicate")
                 shard.tallies["*", "duplicate"] += 1
                 shard.ack(entry_id)
                 continue
-            self._route(shard, entry_id, raw, event)
+            if entry_id in shard.progress:
+                self._resume(shard, entry_id, accepted, raw, event)
+            else:
+                self._route(shard, entry_id, accepted, raw, event)
 
-    async def _firsts(self, shard: Shard, read: list[tuple[bytes, bytes, Any]]) -> list[bool]:
+    async def _firsts(self, shard: Shard, read: list[_Read]) -> list[bool]:
         if not self.settings.dedupe_seconds:
             return [True] * len(read)
-        ids = [(f"{event.project_id}/{event.id}", entry_id) for entry_id, _, event in read]
+        ids = [(f"{event.project_id}/{event.id}", entry_id) for entry_id, _, _, event in read]
         return await self.state.first_seen(
             shard.keys, ids, self.settings.dedupe_seconds, int(self.clock.now_ms())
         )
 
-    def _route(self, shard: Shard, entry_id: bytes, raw: bytes, event: Any) -> None:
-        known = shard.progress.pop(entry_id, None)
-        if known:
-            targets, done = known
-        else:
-            targets = [i.id for i in self.directory.targets(event.project_id, event.platform)]
-            done = []
-        metrics.event("accepted" if targets else "unrouted")
-        entry = Entry(entry_id, targets, list(done), noted=known is not None)
+    def _route(
+        self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
+    ) -> None:
+        targets = self.directory.targets(event.project_id, event.platform)
+        entry = Entry(entry_id, [integration.id for integration in targets], accepted)
+        if not targets:
+            metrics.event("unrouted")
+            shard.tallies["*", "unrouted"] += 1
+            shard.finish(entry)
+            return
+        metrics.event("accepted")
+        shard.entries[entry_id] = entry
+        for integration in targets:
+            self.dispatcher.offer(shard, entry, integration, event, raw)
+
+    def _resume(
+        self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
+    ) -> None:
+        """Route an entry that somebody had begun with: its targets are fixed."""
+        targets, done = shard.progress.pop(entry_id)
+        metrics.event("accepted")
+        entry = Entry(entry_id, targets, accepted, list(done), noted=True)
         left = [target for target in targets if target not in done]
         if not left:
-            if not targets:
-                shard.tallies["*", "unrouted"] += 1
             shard.finish(entry)
             return
         shard.entries[entry_id] = entry
@@ -511,11 +540,11 @@ class Drain:
                 self.dispatcher.offer(shard, entry, integration, event, raw)
 
     def _deleted(self, shard: Shard, entry: Entry, target: str, event: Any) -> None:
-        accepted, now = int(entry.id.split(b"-")[0]), int(self.clock.now_ms())
+        now = int(self.clock.now_ms())
         shard.page.rows.append(
             Row(
                 target, event.project_id, event.id, event.name, "skipped", "deleted",
-                "the integration was deleted", None, 0, accepted, now, entry.id.decode(),
+                "the integration was deleted", None, 0, entry.accepted, now, entry.id.decode(),
             )
         )  # fmt: skip
         shard.tallies[target, "skipped"] += 1
@@ -542,7 +571,7 @@ class Drain:
         shard.page.letters.append(
             Letter(
                 None, None, None, None, reason, message, faults, raw, None, None, None, 0,
-                int(entry_id.split(b"-")[0]),
+                _accepted(entry_id),
             )
         )  # fmt: skip
 
@@ -550,50 +579,58 @@ class Drain:
 
     async def _flush_all(self) -> None:
         now = time.monotonic()
-        due = [shard for shard in self.shards.values() if shard.retry_at <= now]
-        await asyncio.gather(*(self._flush_or_wait(shard) for shard in due))
+        await self._flush([shard for shard in self.shards.values() if shard.retry_at <= now])
 
-    async def _flush_or_wait(self, shard: Shard) -> None:
-        """Commit, or start nothing new of this shard until its outcomes can be kept."""
-        try:
-            await self._flush(shard)
-        except RedisError as error:
-            if not shard.stuck:
-                log.error("Shard %d cannot be committed: %s", shard.keys.shard, error)  # noqa: TRY400  no bug
-            shard.stuck, shard.retry_at = True, time.monotonic() + STUCK_SECONDS
+    async def _flush(self, shards: Sequence[Shard]) -> None:
+        """Commit what shards have settled, all in one round trip.
+
+        On trouble it stays, and is sent again unchanged; until then nothing new of that shard is
+        started, for its outcomes could not be kept.
+        """
+        if not any(shard.unwritten or shard.dirty for shard in shards):
             return
+        metrics.publish()
+        async with self._committing:
+            due = [s for s in shards if (s.unwritten or s.dirty) and not s.lost]
+            for shard in due:
+                shard.unwritten = shard.unwritten or shard.build()
+            for shard, reply in zip(due, await self._commit(due), strict=True):
+                if isinstance(reply, LeaseLost):
+                    self._lost(shard)
+                elif isinstance(reply, RedisError):
+                    self._stuck(shard, reply)
+                else:
+                    self._written(shard, reply)
+
+    async def _commit(self, shards: Sequence[Shard]) -> list[list[bytes] | RedisError | LeaseLost]:
+        written = [(shard.keys, shard.unwritten) for shard in shards if shard.unwritten]
+        commits = [(keys, w.number, w.commit) for keys, w in written if w.commit]
+        try:
+            given = await self.state.commit(self.token, commits) if commits else []
+        except RedisError as error:
+            given = [error] * len(commits)
+        replies = iter(given)
+        return [next(replies) if w.commit else [] for _, w in written]
+
+    def _stuck(self, shard: Shard, error: RedisError) -> None:
+        if not shard.stuck:
+            log.error("Shard %d cannot be committed: %s", shard.keys.shard, error)
+        shard.stuck, shard.retry_at = True, time.monotonic() + STUCK_SECONDS
+
+    def _written(self, shard: Shard, added: list[bytes]) -> None:
+        written, shard.unwritten = shard.unwritten, None
+        assert written is not None  # noqa: S101  it was just committed
+        shard.acked.difference_update(written.commit.acks)
+        self.progressed = time.monotonic()
+        for delivery, lane_id in zip(written.adding, added, strict=False):
+            delivery.lane_id = lane_id
+            if delivery in delivery.pipeline.flying or delivery.landed is not None:
+                delivery.pipeline.live.add(lane_id)
+        for callback in dict.fromkeys(written.after):
+            callback()
         if shard.stuck:
             shard.stuck = False
             self.dispatcher.resume()
-
-    def _lock(self, shard: Shard) -> asyncio.Lock:
-        return self._flushes.setdefault(shard.keys.shard, asyncio.Lock())
-
-    async def _flush(self, shard: Shard) -> None:
-        """Commit what a shard has settled; on trouble it stays, and is sent again unchanged."""
-        async with self._lock(shard):
-            while (shard.dirty or shard.unwritten) and not shard.lost:
-                if shard.unwritten is None:
-                    shard.unwritten = shard.build()
-                written = shard.unwritten
-                added: list[bytes] = []
-                if written.commit:
-                    try:
-                        added = await self.state.commit(
-                            shard.keys, self.token, written.number, written.commit
-                        )
-                    except LeaseLost:
-                        self._lost(shard)
-                        return
-                shard.unwritten = None
-                shard.acked.difference_update(written.commit.acks)
-                self.progressed = time.monotonic()
-                for delivery, lane_id in zip(written.adding, added, strict=False):
-                    delivery.lane_id = lane_id
-                    if delivery in delivery.pipeline.flying or delivery.landed is not None:
-                        delivery.pipeline.live.add(lane_id)
-                for callback in dict.fromkeys(written.after):
-                    callback()
 
     # --- leaving ----------------------------------------------------------------------------
 
@@ -623,7 +660,10 @@ class Drain:
             if time.monotonic() < shard.leaving_since + GRACE_SECONDS:
                 return
             self.dispatcher.into_lanes(shard)
-        await self._flush(shard)
+        while (shard.dirty or shard.unwritten) and not shard.lost:
+            await self._flush([shard])
+            if shard.stuck:
+                raise RedisError("what came of its last deliveries could not be written")
         if shard.lost:
             return
         unread = list(shard.entries)
@@ -646,6 +686,10 @@ class Drain:
 
 def _added(reply: Any) -> bool:
     return not isinstance(reply, Exception)
+
+
+def _accepted(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
 
 
 def _fields_text(fields: dict[bytes, bytes]) -> bytes:

@@ -7,8 +7,10 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from providers.kit import Event, Outcome, Skipped
-from worker.suspension import Health, Round
+from worker.suspension import WELL, Health, Round
 
 if TYPE_CHECKING:
     from worker.directory import Integration
@@ -38,15 +40,13 @@ class Delivery:
     due: int = 0  # store clock, ms; an event that fails alone waits until then
     since: float = 0.0  # loop clock when it came into memory
     landed: "Landed | None" = None  # came back before its place in the lane was known
+    user: str = field(init=False)  # whose order it is part of; "" where order does not matter
 
-    @property
-    def user(self) -> str:
-        """Whose order it is part of; "" where order does not matter."""
-        return self.event.user_key if self.pipeline.ordered else ""
+    def __post_init__(self) -> None:
+        self.user = self.event.user_key if self.pipeline.ordered else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Landed:
+class Landed(msgspec.Struct, frozen=True):
     """What came of sending a delivery, with what people may want to see of it."""
 
     outcome: Outcome | Skipped
@@ -74,7 +74,7 @@ class Pipeline:
     flying: dict[Delivery, None] = field(default_factory=dict)
     requests: int = 0  # in flight
     size: int = 0  # deliveries in queue and behind
-    health: Health = field(default_factory=Health)
+    health: Health = WELL
     round: Round = field(default_factory=Round)
     stumbled: list[Delivery] = field(default_factory=list)
     message: str = ""
@@ -104,7 +104,8 @@ class Pipeline:
     @property
     def held(self) -> bool:
         """Whether it is suspended: everything waits in the lane."""
-        return self.integration.active == 2 or self.suspended_epoch == self.integration.epoch
+        integration = self.integration
+        return integration.active == 2 or self.suspended_epoch == integration.epoch
 
     @property
     def idle(self) -> bool:

@@ -37,19 +37,21 @@ class Sender:
         """Send a batch once and return what came of it; an adapter's fault costs one event only."""
         integration = pipeline.integration
         now = self.clock.now_ms()
-        token = await self.tokens.values(integration, now)
-        if not isinstance(token, Mapping):
-            report = Report([Landed(token) for _ in batch])
-            report.blame(token)
-            return report
-        context = context_for(
-            integration,
-            now,
-            token=token,
-            notes={d.event.id: d.note for d in batch if d.note},
-            batch_at=_time(pipeline.batch[1]) if pipeline.batch else None,
-            **await self._knowledge(pipeline, batch),
-        )
+        known: dict[str, Any] = {}
+        if integration.provider.token is not None:
+            token = await self.tokens.values(integration, now)
+            if not isinstance(token, Mapping):
+                report = Report([Landed(token) for _ in batch])
+                report.blame(token)
+                return report
+            known["token"] = token
+        if notes := {d.event.id: d.note for d in batch if d.note}:
+            known["notes"] = notes
+        if pipeline.batch:
+            known["batch_at"] = _time(pipeline.batch[1])
+        if integration.slug == "searchads" or integration.provider.needs_attribution:
+            known |= await self._knowledge(pipeline, batch)
+        context = context_for(integration, now, **known)
         events = [delivery.event for delivery in batch]
         steps = [delivery.step for delivery in batch]
         try:
@@ -71,8 +73,6 @@ class Sender:
     async def _knowledge(self, pipeline: Pipeline, batch: list[Delivery]) -> dict[str, Any]:
         """Return what is known of the users, for providers that resolve or need attribution."""
         integration = pipeline.integration
-        if integration.slug != "searchads" and not integration.provider.needs_attribution:
-            return {}
         users = sorted({d.event.user_key for d in batch if d.event.user_key})
         known = await self.state.attributions(pipeline.shard.keys, integration.project_id, users)
         now = self.clock.now_ms()

@@ -22,6 +22,7 @@ class Entry:
 
     id: bytes
     targets: list[str]
+    accepted: int  # store clock, ms
     done: list[str] = field(default_factory=list)
     noted: bool = False  # its progress is in Redis
 

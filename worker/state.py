@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 GROUP = "drain"
 UNSHARDED = "onward:intake"
@@ -288,21 +288,27 @@ class State:
         """Give the lease up, if it is still ours."""
         await self._release(keys=[keys.lease], args=[token])
 
-    async def commit(self, keys: Keys, token: str, number: int, commit: Commit) -> list[bytes]:
-        """Write `commit` in one script; return the ids of what it added, in order.
+    async def commit(
+        self, token: str, commits: Sequence[tuple[Keys, int, Commit]]
+    ) -> list[list[bytes] | RedisError | LeaseLost]:
+        """Write each shard's (number, commit) in a script of its own, all in one round trip.
 
-        Sent again with the same `number`, it is written once.
-
-        Raises:
-            LeaseLost: the shard is another's; nothing was written.
+        Returns, for each, the ids of what it added, in order; or why nothing was written:
+        `LeaseLost` where the shard is another's. Sent again with the same number, it is written
+        once.
         """
-        added = await self._commit(
-            keys=[keys.lease, keys.committed],
-            args=[token, number, LEASE_MS, *commit.flat(keys)],
-        )
-        if added is None:
-            raise LeaseLost
-        return list(added)
+        replies = await self._send(token, commits)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.redis.script_load(_COMMIT)
+            replies = await self._send(token, commits)
+        return [LeaseLost() if reply is None else reply for reply in replies]
+
+    async def _send(self, token: str, commits: Sequence[tuple[Keys, int, Commit]]) -> list[Any]:
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for keys, number, commit in commits:
+                arguments = (token, number, LEASE_MS, *commit.flat(keys))
+                pipe.evalsha(self._commit.sha, 2, keys.lease, keys.committed, *arguments)
+            return list(await pipe.execute(raise_on_error=False))
 
     async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, bytes]]:
         """Take what was put into each shard's lanes from outside: integration → how many."""

@@ -9,6 +9,8 @@ from datetime import timedelta
 from enum import IntEnum
 from typing import Literal
 
+import msgspec
+
 Verdict = Literal["go_on", "back_off", "pause", "suspend"]
 
 
@@ -42,8 +44,10 @@ class Health:
     probation: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+WELL = Health()
+
+
+class Round(msgspec.Struct, frozen=True):
     """What came of one round. `asked` is the longest wait an upstream asked for."""
 
     delivered: int = 0
@@ -60,7 +64,7 @@ def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Heal
     if round_.gone:
         return health, "suspend"
     if round_.delivered:
-        return Health(), "pause" if round_.throttled else "go_on"
+        return WELL, "pause" if round_.throttled else "go_on"
     health = replace(health, rejections=health.rejections + round_.rejected)
     if round_.rejected and health.rejections >= limits.reject:
         return health, "suspend"
