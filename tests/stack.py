@@ -110,8 +110,15 @@ class Stack:
         part = Part(f"worker-{len(self.workers)}", onward("worker"), values)
         self.workers.append(part)
         self.start(part)
-        eventually(lambda: self.redis.zcard("onward:owners"), why="a worker drains")
+        eventually(lambda: self.drains(part), 90, "the worker drains")
         return part
+
+    def drains(self, part: Part) -> bool:
+        """Whether a child of this worker is among the owners of shards."""
+        pids = {str(child.pid) for child in self.children(part)}
+        redis: Any = self.redis
+        owners = redis.zrange("onward:owners", 0, -1)
+        return any(owner.decode().split(":")[1] in pids for owner in owners)
 
     def _sandbox_answers(self) -> bool:
         try:

@@ -248,9 +248,9 @@ class Dispatcher:
     def _lingers(self, pipeline: Pipeline) -> bool:
         """Whether a JSON batch waits in memory for more events, for at most its linger."""
         limits = pipeline.integration.limits
-        if limits.events == 1 or not pipeline.queue or len(pipeline.queue) >= limits.events:
+        if limits.events == 1 or not pipeline.ready or pipeline.size >= limits.events:
             return False
-        left = pipeline.queue[0].since + limits.linger.total_seconds() - time.monotonic()
+        left = pipeline.oldest + limits.linger.total_seconds() - time.monotonic()
         if left <= 0:
             return False
         self._timer(pipeline, self.clock.now_ms() + left * 1000)

@@ -134,7 +134,7 @@ class Drain:
         paused, held = not self._safe(), list(self.shards.values())
         kept = await self.state.renew([shard.keys for shard in held], self.token) if held else []
         for shard, ours in zip(held, kept, strict=True):
-            if not ours:
+            if not ours and not shard.lost:  # given back meanwhile
                 self._lost(shard)
         now_ms, self.owners = await self.state.owners(self.token, 0 if self.leaving else LEASE_MS)
         self.clock.set(now_ms)

@@ -57,23 +57,44 @@ class Landed(msgspec.Struct, frozen=True):
     response: str | None = None
 
 
+class _Batch:
+    """A batch being filled."""
+
+    def __init__(self, most: int, largest: int) -> None:
+        self.members: list[Delivery] = []
+        self._most, self._room = most, largest
+        self._full = False
+
+    def takes(self, delivery: Delivery) -> bool:
+        """Add the delivery if it may share the batch."""
+        size = len(delivery.raw)
+        single = bool(delivery.step or delivery.note)
+        if self._full or (self.members and (single or size > self._room)):
+            return False
+        self.members.append(delivery)
+        self._room -= size
+        self._full = single or len(self.members) >= self._most
+        return True
+
+
 @dataclass(slots=True, eq=False)
 class Pipeline:
     """State of one integration while its shard is ours.
 
-    Fresh deliveries go through `queue`. Once something waits in the lane (`lane_len` > 0), fresh
-    ones join its end, and `buffer` holds what was read from its head.
+    Fresh deliveries stand in `lines`, one a user; `ready` are those whose user has nothing in
+    flight. Once something waits in the lane (`lane_len` > 0), fresh ones join its end, and
+    `buffer` holds what was read from its head.
     """
 
     integration: "Integration"
     shard: "Shard"
-    queue: deque[Delivery] = field(default_factory=deque)
+    lines: "dict[str | Delivery, deque[Delivery]]" = field(default_factory=dict)
+    ready: "deque[str | Delivery]" = field(default_factory=deque)
     buffer: deque[Delivery] = field(default_factory=deque)
-    behind: dict[str, deque[Delivery]] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
     flying: dict[Delivery, None] = field(default_factory=dict)
     requests: int = 0  # in flight
-    size: int = 0  # deliveries in queue and behind
+    size: int = 0  # deliveries in lines
     health: Health = WELL
     round: Round = field(default_factory=Round)
     stumbled: list[Delivery] = field(default_factory=list)
@@ -121,13 +142,15 @@ class Pipeline:
         return bool(user) and user in self.blocked
 
     def push(self, delivery: Delivery) -> None:
-        """Queue a fresh delivery, behind an earlier one of its user if that is under way."""
+        """Queue a fresh delivery, behind the earlier ones of its user."""
         self.size += 1
-        user = delivery.user
-        if user and (user in self.busy or user in self.behind):
-            self.behind.setdefault(user, deque()).append(delivery)
-        else:
-            self.queue.append(delivery)
+        key = delivery.user or delivery
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = deque()
+            if key not in self.busy:
+                self.ready.append(key)
+        line.append(delivery)
 
     def take(self, most: int, largest: int) -> list[Delivery]:
         """Return the next batch: at most `most` deliveries of about `largest` bytes, in order.
@@ -135,60 +158,60 @@ class Pipeline:
         Deliveries of a user with something in flight stay; those with steps done or a note go
         alone, for they need requests of their own.
         """
-        source = self.buffer or self.queue
-        fresh = source is self.queue
-        batch: list[Delivery] = []
-        mine: set[str] = set()
+        batch = _Batch(most, largest)
+        if self.buffer:
+            self._take_read(batch)
+        else:
+            self._take_fresh(batch)
+        self.flying.update(dict.fromkeys(batch.members))
+        self.busy.update(delivery.user for delivery in batch.members if delivery.user)
+        return batch.members
+
+    def _take_read(self, batch: "_Batch") -> None:
         kept: list[Delivery] = []
-        size = 0
-        while source and len(batch) < most:
-            delivery = source[0]
-            user = delivery.user
-            size += len(delivery.raw)
-            single = bool(delivery.step or delivery.note)
-            if batch and (size > largest or single):
-                break
-            source.popleft()
-            if user and user in self.busy and user not in mine:
-                kept.append(delivery)
-                continue
-            if fresh:
-                self.size -= 1
-            if user:
-                self.busy.add(user)
-                mine.add(user)
-            batch.append(delivery)
-            if single:
-                break
-        for delivery in reversed(kept):
-            if fresh:
-                self.behind.setdefault(delivery.user, deque()).appendleft(delivery)
+        while self.buffer:
+            if self.buffer[0].user in self.busy:
+                kept.append(self.buffer.popleft())
+            elif batch.takes(self.buffer[0]):
+                self.buffer.popleft()
             else:
-                self.buffer.appendleft(delivery)
-        self.flying.update(dict.fromkeys(batch))
-        return batch
+                break
+        self.buffer.extendleft(reversed(kept))
+
+    def _take_fresh(self, batch: "_Batch") -> None:
+        while self.ready:
+            line = self.lines[self.ready[0]]
+            before = len(line)
+            while line and batch.takes(line[0]):
+                line.popleft()
+            self.size -= before - len(line)
+            if len(line) == before:
+                return
+            key = self.ready.popleft()
+            if not line:
+                del self.lines[key]
 
     def land(self, batch: list[Delivery]) -> None:
-        """Note that a batch is no longer in flight; the next event of its users may go."""
+        """Note that a batch is no longer in flight; the next events of its users may go."""
         for delivery in batch:
             self.flying.pop(delivery, None)
             user = delivery.user
-            if not user or user not in self.busy:
-                continue
-            self.busy.discard(user)
-            followers = self.behind.get(user)
-            if followers:
-                self.queue.appendleft(followers.popleft())
-                if not followers:
-                    del self.behind[user]
+            if user in self.busy:
+                self.busy.discard(user)
+                if user in self.lines:
+                    self.ready.append(user)
+
+    @property
+    def oldest(self) -> float:
+        """When the first of what is ready came into memory (loop clock)."""
+        return self.lines[self.ready[0]][0].since
 
     def empty(self) -> list[Delivery]:
         """Return every queued fresh delivery in order, and forget them."""
-        queued = [*self.queue]
-        queued += [delivery for waiting in self.behind.values() for delivery in waiting]
+        queued = [delivery for line in self.lines.values() for delivery in line]
         queued.sort(key=lambda delivery: delivery.since)
-        self.queue.clear()
-        self.behind.clear()
+        self.ready.clear()
+        self.lines.clear()
         self.size = 0
         return queued
 
@@ -226,8 +249,9 @@ class Pipeline:
 
     def withdraw(self, user: str) -> list[Delivery]:
         """Return a user's queued fresh deliveries in order, and forget them."""
-        theirs = [d for d in self.queue if d.user == user] + [*self.behind.pop(user, ())]
-        self.queue = deque(d for d in self.queue if d.user != user)
+        theirs = [*self.lines.pop(user, ())]
+        if theirs and user in self.ready:
+            self.ready.remove(user)
         self.size -= len(theirs)
         return theirs
 

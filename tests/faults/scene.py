@@ -17,6 +17,8 @@ from tests.faults.invariants import Accounts, accounts_of, at_rest, no_secret_sh
 from tests.stack import PROJECT, Stack, end, eventually, family
 from worker.sample import events
 from worker.state import Keys, shard_of
+from worker.store.database import reading
+from worker.store.integrations import config_rows
 from worker.store.projects import create_project
 from worker.supervisor import Part
 
@@ -76,6 +78,15 @@ class Scene(Stack):
         answer = httpx.get(f"{self.sandbox_url}/_sandbox/calls", params=asked).json()
         return sum(call["status"] == status for call in answer["calls"])
 
+    def settled(self) -> bool:
+        """Whether nothing waits but behind suspended pipelines, and all is recorded."""
+        if not super().settled():
+            return False
+        with reading(self.engine) as connection:
+            states = {row.id: row.active for row in config_rows(connection)}
+        waiting = [line for line in self.balance().lines if line.waiting]
+        return all(states.get(line.integration_id) == 2 for line in waiting)
+
     # --- what is sent -----------------------------------------------------------------------
 
     def events(self, count: int, project: str = PROJECT, users: int = 50) -> list[Event]:
@@ -91,7 +102,7 @@ class Scene(Stack):
         return made
 
     @contextmanager
-    def load(self, rate: float = 200, project: str = PROJECT) -> Iterator[None]:
+    def load(self, rate: float = 100, project: str = PROJECT) -> Iterator[None]:
         """Publish all the while, as a producer does: again with the same id until it is taken."""
         over = threading.Event()
         failed: list[BaseException] = []
@@ -151,8 +162,9 @@ class Scene(Stack):
         part.process.wait(seconds)
 
     def again(self, part: Part) -> None:
-        """Start a worker again that has ended."""
+        """Start a worker again that has ended, and wait until it drains."""
         self.start(part)
+        eventually(lambda: self.drains(part), 90, "the worker drains again")
 
     def sql(self, statement: str, **values: Any) -> int:
         """Run a statement as an operator would; return how many rows it changed."""
