@@ -70,7 +70,11 @@ def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Heal
         return health, "suspend"
     if round_.refused:
         health = replace(health, failures=health.failures + 1, refusals=health.refusals + 1)
-        enough = health.probation or health.refusals >= limits.credential
+        enough = (
+            health.probation
+            or health.refusals >= limits.credential
+            or health.failures >= limits.retry
+        )
         return health, "suspend" if enough else "back_off"
     if round_.failed:
         health = replace(health, failures=health.failures + 1)
