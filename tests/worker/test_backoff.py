@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.backoff import delay, wait_after
@@ -22,6 +22,7 @@ def test_delay(failures: int, base: float, chance: float, factor: float) -> None
     assert delay(SCHEDULE, failures, chance) == pytest.approx(base * factor)
 
 
+@settings(deadline=None)
 @given(schedules, st.integers(1, 50), chances)
 def test_delay_is_within_a_fifth_of_the_schedule(
     schedule: list[float], failures: int, chance: float
@@ -30,6 +31,7 @@ def test_delay_is_within_a_fifth_of_the_schedule(
     assert 0.8 * base <= delay(schedule, failures, chance) <= 1.2 * base
 
 
+@settings(deadline=None)
 @given(schedules, st.integers(1, 50), chances, chances)
 def test_other_chances_give_other_delays(
     schedule: list[float], failures: int, one: float, other: float
@@ -55,6 +57,7 @@ def test_what_the_upstream_asks_for(asked: timedelta | None, seconds: float) -> 
     assert wait_after(SCHEDULE, 2, asked, 0.5) == seconds
 
 
+@settings(deadline=None)
 @given(schedules, st.integers(1, 50), st.none() | st.timedeltas(), chances)
 def test_never_sooner_than_the_schedule_and_no_later_than_asked_or_a_day(
     schedule: list[float], failures: int, asked: timedelta | None, chance: float

@@ -100,7 +100,7 @@ limits = st.builds(
 )
 
 
-@settings(max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(limits, st.booleans(), st.lists(rounds, max_size=40))
 def test_any_sequence(limits: Thresholds, probation: bool, sequence: list[Round]) -> None:
     health = Health(probation=probation)
