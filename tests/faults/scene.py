@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
@@ -14,6 +14,7 @@ import httpx
 from redis.exceptions import RedisError
 
 from tests.faults.invariants import Accounts, accounts_of, at_rest, no_secret_shown, suspensions
+from tests.faults.proxy import Proxy
 from tests.stack import PROJECT, Stack, end, eventually, family
 from worker.sample import events
 from worker.state import Keys, shard_of
@@ -23,6 +24,7 @@ from worker.store.projects import create_project
 from worker.supervisor import Part
 
 Event = dict[str, Any]
+WINDOW = 2 * 256 + 100  # in flight in two children, and outcomes not yet committed
 
 
 class Scene(Stack):
@@ -101,8 +103,12 @@ class Scene(Stack):
         self.publish(made)
         return made
 
+    def encoded(self, count: int) -> list[bytes]:
+        """Return new events as a producer of any language writes them."""
+        return [json.dumps(event).encode() for event in self.events(count)]
+
     @contextmanager
-    def load(self, rate: float = 100, project: str = PROJECT) -> Iterator[None]:
+    def load(self, rate: float = 40, project: str = PROJECT) -> Iterator[None]:
         """Publish all the while, as a producer does: again with the same id until it is taken."""
         over = threading.Event()
         failed: list[BaseException] = []
@@ -173,6 +179,11 @@ class Scene(Stack):
         with self.engine.begin() as connection:
             return connection.execute(text(statement), values).rowcount
 
+    def behind(self, proxy: Proxy) -> dict[str, str]:
+        """Return a worker's environment in which the store is reached through `proxy`."""
+        base = f"redis://127.0.0.1:{proxy.port}"
+        return {"ONWARD_REDIS_URL": f"{base}/0", "ONWARD_BROKER_URL": f"{base}/1"}
+
     # --- what came of it --------------------------------------------------------------------
 
     def moving(self, more: int = 1, seconds: float = 60) -> None:
@@ -212,6 +223,9 @@ class Scene(Stack):
         return found
 
 
+Make = Callable[..., Scene]
+
+
 def users_of(sent: Iterable[Event]) -> dict[str, list[str]]:
     """Return the ids of each user's events, in the order they were sent."""
     theirs: dict[str, list[str]] = defaultdict(list)
@@ -220,4 +234,4 @@ def users_of(sent: Iterable[Event]) -> dict[str, list[str]]:
     return theirs
 
 
-__all__ = ["PROJECT", "Event", "Scene", "eventually", "users_of"]
+__all__ = ["PROJECT", "WINDOW", "Event", "Make", "Scene", "eventually", "users_of"]
