@@ -87,12 +87,15 @@ def _read_shard(
     recorded: dict[tuple[str, str], int],
     found: Balance,
 ) -> None:
+    lanes = [raw.decode() for raw in redis.zrange(keys.due, 0, -1)]
     pipe = redis.pipeline(transaction=True)  # one moment of the shard
     pipe.xlen(keys.intake)
     pipe.hgetall(keys.tally)
     pipe.xrange(keys.journal, min=f"({mark}" if mark else "-")
-    pipe.zrange(keys.due, 0, -1)
-    intake, tally, journal, due = pipe.execute()
+    for integration in lanes:
+        pipe.xlen(keys.lane(integration))
+    intake, tally, journal, *lengths = pipe.execute()
+    waiting = dict(zip(lanes, lengths, strict=True))
     found.intake += intake
     found.journal += len(journal)
     counts: dict[str, dict[str, int]] = {}
@@ -105,12 +108,11 @@ def _read_shard(
     for _, fields in journal:
         rows.update((row.integration_id, row.outcome) for row in unpack(fields[PAGE]).rows)
     for integration, ended in counts.items():
-        waiting = redis.xlen(keys.lane(integration)) if integration.encode() in due else 0
         found.lines.append(
             Line(
                 integration,
                 ended.pop("accepted", 0),
-                waiting,
+                waiting.get(integration, 0),
                 ended,
                 {what: recorded.get((integration, what), 0) for what in ENDS},
                 {what: rows[integration, what] for what in ENDS},

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from worker.store.integrations import get, list_of
 from worker.store.models import DeadLetter, Delivery, Integration
 
 AT_ONCE = 1_000  # stream entries a read
+HELD = "held: its pipeline is suspended"
 
 
 class _Seen(msgspec.Struct):
@@ -37,7 +38,7 @@ class Place:
     project_id: str
     platform: str
     accepted_at: datetime
-    due: datetime | None = None
+    why: str
 
 
 @dataclass
@@ -81,8 +82,14 @@ def life_of(
     for number in numbers:
         _search(redis, Keys(number), event_id, life)
     life.places += _in_intake(redis, UNSHARDED, event_id)
+    found = list_of(connection)
+    suspended = {one.id for one in found if one.active == 2}
+    life.places = [
+        replace(place, why=HELD) if place.integration_id in suspended else place
+        for place in life.places
+    ]
     if life.known:
-        others = [only] if only else list_of(connection)
+        others = [only] if only else found
         for other in others:
             if other.id not in life.integrations():
                 why = _why_not(connection, life, other)
@@ -130,21 +137,17 @@ def _in_intake(redis: Any, stream: str, event_id: str) -> Iterator[Place]:
         seen = _read(fields.get(b"event", b""), event_id)
         if seen:
             at = time_of(int(entry_id.split(b"-")[0]))
-            yield Place("", seen.project_id, seen.platform, at)
+            yield Place("", seen.project_id, seen.platform, at, "no worker has read it yet")
 
 
 def _in_lane(redis: Any, keys: Keys, integration_id: str, event_id: str) -> Iterator[Place]:
     for _, fields in _entries(redis, keys.lane(integration_id)):
         seen = _read(fields[b"e"], event_id)
         if seen:
+            at = time_of(int(fields[b"t"]))
             due = redis.zscore(keys.due, integration_id)
-            yield Place(
-                integration_id,
-                seen.project_id,
-                seen.platform,
-                time_of(int(fields[b"t"])),
-                time_of(due) if due else None,
-            )
+            why = f"its pipeline waits until {time_of(due):%F %T}Z" if due else "in its lane"
+            yield Place(integration_id, seen.project_id, seen.platform, at, why)
 
 
 def _read(raw: bytes, event_id: str) -> _Seen | None:

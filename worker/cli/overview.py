@@ -67,8 +67,10 @@ def _advice(one: Trouble) -> str:
     integration = one.integration
     otherwise = AS_NAMED if integration.active == 2 else WAIT
     remedy = REMEDIES.get(integration.last_error_reason or "", otherwise)
-    if integration.active != 2:
+    if integration.active == 1 and one.waiting:
         return remedy
+    if integration.active == 1:
+        return f"What was given up: onward deadletters list --integration {integration.id}"
     return (
         f"{remedy}\nonward integrations settings {integration.id} --set FILE\n"
         f"onward integrations activate {integration.id}"
@@ -88,10 +90,10 @@ def _parts(found: Overview) -> Iterator[RenderableType]:
         yield Text("NO WORKER READS THE INTAKE. Start one: onward worker, or onward up", "bold red")
     if found.suspended:
         yield Text("Suspended: events are held until somebody acts", "bold red")
-        yield _troubles(found.suspended, "message and what to do")
+        yield _troubles(found.suspended)
     if found.failing:
-        yield Text("Failing: tried again by themselves", "bold yellow")
-        yield _troubles(found.failing, "message")
+        yield Text("Failing since their last delivery", "bold yellow")
+        yield _troubles(found.failing)
     if not found.suspended and not found.failing:
         yield Text("No pipeline is in trouble.", "green")
     grid = Table.grid(padding=(0, 3))
@@ -100,19 +102,17 @@ def _parts(found: Overview) -> Iterator[RenderableType]:
     yield grid
 
 
-def _troubles(troubles: list[Trouble], last: str) -> Table:
-    table = Table("integration", "since", "waiting", "next try", last, box=SIMPLE_HEAD)
+def _troubles(troubles: list[Trouble]) -> Table:
+    columns = ("integration", "since", "waiting", "next try", "message and what to do")
+    table = Table(*columns, box=SIMPLE_HEAD)
     for one in troubles:
         integration = one.integration
-        words = integration.last_error_message or ""
-        if integration.active == 2:
-            words = f"{words}\n{_advice(one)}"
         table.add_row(
             Text(f"{integration.id} {integration.slug}\n{integration.title}"),
             Text(moment(one.since) or ""),
             Text(f"{one.waiting:,}"),
-            Text(moment(one.next_attempt) or "held" if integration.active == 2 else ""),
-            Text(words),
+            Text("held" if integration.active == 2 else moment(one.next_attempt) or ""),
+            Text(f"{integration.last_error_message or ''}\n{_advice(one)}"),
         )
     return table
 
@@ -167,7 +167,7 @@ def _place(place: Place) -> dict[str, Any]:
         "where": "lane" if place.integration_id else "intake",
         "integration_id": place.integration_id or None,
         "accepted_at": moment(place.accepted_at),
-        "due_at": moment(place.due),
+        "why": place.why,
     }
 
 
@@ -184,9 +184,8 @@ def print_life(event_id: str, life: Life) -> None:
         for r in rows
     ]  # fmt: skip
     for place in life.places:
-        due = f"until {moment(place.due)}" if place.due else ""
         where = place.integration_id or "(intake)"
-        lines.append((where, "waits", moment(place.accepted_at), "", "", due))
+        lines.append((where, "waits", moment(place.accepted_at), "", "", place.why))
     lines += [(other, "not sent", "", "", "", because) for other, because in life.absent.items()]
     columns = ("integration", "outcome", "accepted", "ended", "attempts", "why")
     print_table(columns, lines, empty="It reached no integration.")

@@ -1,0 +1,116 @@
+"""The balance: every accepted event x integration in one place, or the difference told."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from worker.audit import balance
+from worker.journal import PAGE, Page, Row, pack
+from worker.record import record
+from worker.state import UNSHARDED, Keys
+from worker.store.deliveries import last_recorded, record_rows
+
+SHARDS = 4
+KEYS = Keys(1)
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def row(event: str, outcome: str = "delivered", integration: str = "c9VdLs3H") -> Row:
+    ms = int(AT.timestamp() * 1000)
+    return Row(
+        integration, "prj", event, "trial_started", outcome, "", "", 200, 1, ms, ms, "1-1"
+    )  # fmt: skip
+
+
+def tally(redis: Any, **counts: int) -> None:
+    for what, count in counts.items():
+        redis.hincrby(KEYS.tally, f"c9VdLs3H|{what}", count)
+
+
+def test_nothing_is_balanced(events_redis: Any, empty_database: Engine) -> None:
+    found = balance(events_redis, empty_database, SHARDS)
+    assert (found.lines, found.dropped, found.unaccounted) == ([], {}, 0)
+
+
+def test_each_place_an_event_may_be_is_counted(events_redis: Any, empty_database: Engine) -> None:
+    tally(events_redis, accepted=7, delivered=3, rejected=1, skipped=1)
+    events_redis.xadd(KEYS.lane("c9VdLs3H"), {"e": "{}", "t": 1})
+    events_redis.xadd(KEYS.lane("c9VdLs3H"), {"e": "{}", "t": 2})
+    events_redis.zadd(KEYS.due, {"c9VdLs3H": 1})
+    page = pack(Page(rows=[row("1"), row("2"), row("3", "rejected"), row("4", "skipped")]))
+    events_redis.xadd(KEYS.journal, {PAGE: page})
+    tallies = {("c9VdLs3H", "delivered"): 1}
+    assert record_rows(empty_database, 1, None, "0-1", tallies=tallies)
+    events_redis.xadd(KEYS.intake, {"event": "{}"})
+    events_redis.xadd(Keys(3).intake, {"event": "{}"})
+    events_redis.xadd(UNSHARDED, {"event": "{}"})
+    events_redis.hset(KEYS.tally, "*|duplicate", 2)
+    events_redis.hset(Keys(3).tally, "*|duplicate", 1)
+
+    found = balance(events_redis, empty_database, SHARDS)
+    (line,) = found.lines
+    assert (line.accepted, line.waiting, line.missing, line.unrecorded) == (7, 2, 0, 0)
+    assert line.in_journal == {"delivered": 2, "rejected": 1, "skipped": 1, "expired": 0}
+    assert line.recorded["delivered"] == 1
+    assert (found.intake, found.journal, found.dropped) == (3, 1, {"duplicate": 3})
+    assert found.unaccounted == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "missing", "unrecorded"),
+    [
+        ({"accepted": 3, "delivered": 1}, 2, 1),  # two vanished, one was never journalled
+        ({"accepted": 1}, 1, 0),
+        ({"accepted": 1, "delivered": 2}, -1, 2),  # ended twice
+    ],
+)
+def test_what_is_nowhere_is_missing(
+    events_redis: Any,
+    empty_database: Engine,
+    counts: dict[str, int],
+    missing: int,
+    unrecorded: int,
+) -> None:
+    tally(events_redis, **counts)
+    found = balance(events_redis, empty_database, SHARDS)
+    (line,) = found.lines
+    assert (line.missing, line.unrecorded) == (missing, unrecorded)
+    assert found.unaccounted == abs(missing) + unrecorded
+
+
+def test_a_row_recorded_twice_is_seen(events_redis: Any, empty_database: Engine) -> None:
+    tally(events_redis, accepted=1, delivered=1)
+    record_rows(empty_database, 1, None, "0-1", tallies={("c9VdLs3H", "delivered"): 2})
+    assert balance(events_redis, empty_database, SHARDS).lines[0].unrecorded == -1
+
+
+def test_recording_moves_the_journal_and_keeps_the_balance(
+    events_redis: Any, empty_database: Engine
+) -> None:
+    tally(events_redis, accepted=2, delivered=2)
+    for event in ("1", "2"):
+        events_redis.xadd(KEYS.journal, {PAGE: pack(Page(rows=[row(event)]))})
+    assert balance(events_redis, empty_database, SHARDS).unaccounted == 0
+    record(events_redis, empty_database, SHARDS)
+    record(events_redis, empty_database, SHARDS)
+    found = balance(events_redis, empty_database, SHARDS)
+    assert (found.journal, found.unaccounted) == (0, 0)
+    assert found.lines[0].recorded["delivered"] == 2
+
+
+def test_a_commit_between_two_readings_is_not_taken_for_loss(
+    events_redis: Any, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tally(events_redis, accepted=1, delivered=1)
+    events_redis.xadd(KEYS.journal, {PAGE: pack(Page(rows=[row("1")]))})
+
+    def recorded_meanwhile(connection: Any, shard: int) -> str | None:
+        mark = last_recorded(connection, shard)
+        monkeypatch.setattr("worker.audit.last_recorded", last_recorded)
+        record(events_redis, empty_database, SHARDS)
+        return mark
+
+    monkeypatch.setattr("worker.audit.last_recorded", recorded_meanwhile)
+    assert balance(events_redis, empty_database, SHARDS).unaccounted == 0
