@@ -110,15 +110,18 @@ class Ticking(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:  # noqa: ARG002  the step's signature
         """Start ticking."""
-        from worker.ticker import Ticker  # noqa: PLC0415  it sends tasks of the app made here
+        from worker.gauges import Gauges  # noqa: PLC0415  both need the app made here
+        from worker.ticker import Ticker  # noqa: PLC0415
 
-        self.ticker = Ticker(settings(), redis())
-        self.ticker.start()
+        self.threads = (Ticker(settings(), redis()), Gauges(settings(), redis(), alive))
+        for thread in self.threads:
+            thread.start()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002  as above
         """Tell the children to leave their slices, and stop ticking."""
         stopping.value = 1
-        self.ticker.stop()
+        for thread in self.threads:
+            thread.stop()
 
     terminate = stop
 
@@ -127,7 +130,7 @@ def free_slot() -> int | None:
     """Take a place among the draining children of this worker; None where all are taken."""
     with _slots.get_lock():
         for number, pid in enumerate(_slots):
-            if pid == 0 or not _alive(pid):
+            if pid == 0 or not alive(pid):
                 _slots[number] = os.getpid()
                 return number
     return None
@@ -142,10 +145,11 @@ def leave_slot(number: int) -> None:
 
 def open_slots() -> int:
     """Return how many more children of this worker could drain."""
-    return sum(pid == 0 or not _alive(pid) for pid in list(_slots))
+    return sum(pid == 0 or not alive(pid) for pid in list(_slots))
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

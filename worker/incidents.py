@@ -1,12 +1,20 @@
 """The pipeline or the provider? When many pipelines of a slug fail together, it is the latter.
 
 Every process notes how its pipelines fare; who is about to count a failure looks at all of them.
+Operators are told once when an incident begins, and once when it is over.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from sqlalchemy import Engine
+
+from worker.store import notifications
+
+OPEN = "onward:incidents"  # slug → when its incident was last seen (store clock, ms)
+OVER_MS = 120_000  # without one, until it is taken to be over
 WINDOW_MS = 300_000  # traffic that counts
 SHARE = 0.3  # of the pipelines with traffic
 PROJECTS = 5
@@ -67,3 +75,35 @@ async def note(redis: Any, slug: str, integration_id: str, fare: Fare) -> list[F
     if old:
         await redis.hdel(key(slug), *old)
     return [other for name, other in fares.items() if name not in old]
+
+
+def tell(redis: Any, engine: Engine, slugs: Sequence[str]) -> None:
+    """Open and close incidents, each with one notice; of several who look, one tells.
+
+    Needs the database for a change: without it nothing changes, and the next look tells.
+    """
+    seconds, micros = redis.time()
+    now_ms = seconds * 1000 + micros // 1000
+    pipe = redis.pipeline(transaction=False)
+    for slug in slugs:
+        pipe.hvals(key(slug))
+    pipe.hgetall(OPEN)
+    *fares, opened = pipe.execute()
+    for slug, raw in zip(slugs, fares, strict=True):
+        incident = incident_of(map(unpack, raw), now_ms)
+        seen = opened.get(slug.encode())
+        if incident and seen:
+            redis.hset(OPEN, slug, now_ms)
+        elif incident:
+            told = {"slug": slug, **asdict(incident)}
+            _notice(engine, "provider.incident", told, partial(redis.hset, OPEN, slug, now_ms))
+        elif seen and now_ms - int(seen) > OVER_MS:
+            _notice(engine, "provider.recovered", {"slug": slug}, partial(redis.hdel, OPEN, slug))
+
+
+def _notice(engine: Engine, kind: str, payload: dict[str, Any], change: Callable[[], int]) -> None:
+    """Write a notice and then make the change it tells of; neither where another made it first."""
+    with engine.connect() as connection, connection.begin() as transaction:
+        notifications.add(connection, kind, payload)
+        if not change():
+            transaction.rollback()

@@ -6,7 +6,7 @@ Under several processes the values are files in `PROMETHEUS_MULTIPROC_DIR`, adde
 import os
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,26 +44,48 @@ EVENTS = Counter("onward_events", "Events read from the intake, by what they wer
 SUSPENSIONS = Counter("onward_suspensions", "Pipelines suspended", ["provider", "reason"])
 RECORDED = Counter("onward_recorded_rows", "Rows moved from the journal to the database", ["table"])
 LEASES = Gauge(
-    "onward_shards_held", "Shards whose lease this process holds", multiprocess_mode="livesum"
+    "onward_shards_held", "Shards this worker's processes drain", multiprocess_mode="livesum"
 )
-BACKLOG = Gauge(
-    "onward_backlog_events", "Events that wait, by where", ["where"],
-    multiprocess_mode="livemostrecent",
-)  # fmt: skip
-BACKLOG_BYTES = Gauge(
-    "onward_redis_backlog_bytes",
-    "Memory the events' Redis uses",
-    multiprocess_mode="livemostrecent",
-)
-PIPELINES = Gauge(
-    "onward_pipelines", "Integrations by state", ["provider", "state"],
-    multiprocess_mode="livemostrecent",
-)  # fmt: skip
-UNACCOUNTED = Gauge(
-    "onward_unaccounted_events", "Event x integration that the audit cannot place",
-    multiprocess_mode="livemostrecent",
-)  # fmt: skip
 
+
+def _gauge(name: str, help_: str, *labels: str) -> Gauge:
+    """Return a gauge of the whole service: every worker shows all, the newest value of its own."""
+    return Gauge(name, help_, labels, multiprocess_mode="livemostrecent")
+
+
+BACKLOG = _gauge("onward_backlog_events", "Events that wait, by where", "where")
+INTAKE_AGE = _gauge("onward_intake_oldest_seconds", "Age of the oldest event in the intake")
+JOURNAL_AGE = _gauge("onward_journal_oldest_seconds", "Age of the oldest outcome to be recorded")
+WAITING = _gauge(
+    "onward_waiting_events", "Deliveries that wait in lanes, by the pipeline's state",
+    "provider", "state",
+)  # fmt: skip
+WAITING_AGE = _gauge(
+    "onward_waiting_oldest_seconds", "Age of the oldest delivery that waits", "provider", "state"
+)
+HOLD_USED = _gauge(
+    "onward_hold_used_ratio", "Used of the time or number events are held for, in the worst lane",
+    "provider", "limit",
+)  # fmt: skip
+REDIS_BYTES = _gauge("onward_redis_used_bytes", "Memory the events' Redis uses")
+REDIS_RATIO = _gauge(
+    "onward_redis_memory_ratio", "The same as a share of its limit, or of its machine's memory"
+)
+PIPELINES = _gauge("onward_pipelines", "Integrations by state", "provider", "state")
+INCIDENT = _gauge(
+    "onward_provider_incident", "1 while a provider fails for many projects, else 0", "provider"
+)
+UNACCOUNTED = _gauge(
+    "onward_unaccounted_events", "Deliveries the audit cannot place; counted every ten minutes"
+)
+REFRESHED = _gauge(
+    "onward_gauges_refreshed_timestamp_seconds", "When the gauges of the whole were last read"
+)
+ALL = (
+    ATTEMPTS, ATTEMPT_SECONDS, OUTCOMES, LAG_SECONDS, EVENTS, SUSPENSIONS, RECORDED, LEASES,
+    BACKLOG, INTAKE_AGE, JOURNAL_AGE, WAITING, WAITING_AGE, HOLD_USED, REDIS_BYTES, REDIS_RATIO,
+    PIPELINES, INCIDENT, UNACCOUNTED, REFRESHED,
+)  # fmt: skip
 
 # What the delivery loop counts is added up here, and published with its commits: a value that is
 # shared between processes costs two microseconds a time.
@@ -129,12 +151,24 @@ def _observe(child: Any, bounds: Sequence[float], values: list[float]) -> None:
         child._buckets[bucket].inc(count)  # noqa: SLF001  as above
 
 
+class _Told(multiprocess.MultiProcessCollector):
+    """All processes' values, with the help text that their files do not keep."""
+
+    def collect(self) -> Any:
+        """Return the families."""
+        help_ = {family.name: family.documentation for one in ALL for family in one.describe()}
+        families = super().collect()  # type: ignore[no-untyped-call]
+        for family in families:
+            family.documentation = help_.get(family.name, family.documentation)
+        return families
+
+
 def registry() -> CollectorRegistry:
     """Return what `/metrics` shows: all processes' values where there are several."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return DEFAULT
     collected = CollectorRegistry()
-    multiprocess.MultiProcessCollector(collected)  # type: ignore[no-untyped-call]
+    _Told(collected)  # type: ignore[no-untyped-call]
     return collected
 
 
@@ -149,11 +183,20 @@ def prepare(folder: Path) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
-def serve(port: int) -> None:
-    """Serve `/metrics` on loopback at `port`."""
-    start_http_server(port, addr="127.0.0.1", registry=registry())
+def serve(port: int, host: str) -> None:
+    """Serve `/metrics` at `host` and `port`, to whoever asks."""
+    start_http_server(port, addr=host, registry=registry())
 
 
 def process_died(pid: int) -> None:
     """Forget a dead process's gauges."""
     multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def forget_dead(alive: Callable[[int], bool]) -> None:
+    """Forget the gauges of processes that were killed, and so could not say that they died."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    for path in Path(folder).glob("gauge_live*.db") if folder else ():
+        pid = int(path.stem.rpartition("_")[2])
+        if not alive(pid):
+            process_died(pid)

@@ -75,6 +75,7 @@ class WorkerSettings(BaseModel):
     concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
     window: int = Field(256, ge=1, le=10_000, description="Requests in flight in one process")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="First worker's; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="Where workers show metrics: no key asked")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "text"] = "auto"
     notify_url: SecretStr | None = Field(None, description="Webhook or Slack URL for operators")

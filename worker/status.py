@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import Engine
 
 from worker import incidents
+from worker.gauges import backlog
 from worker.state import OWNERS, Keys, shard_of
 from worker.store.database import reading
 from worker.store.deliveries import list_tallies
 from worker.store.integrations import list_of
 from worker.store.models import Integration
-from worker.ticker import backlog
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def worker() -> None:
     for warning in check_redis(app.redis()):
         typer.echo(f"onward: Redis: {warning}", err=True)
     if settings.metrics_port:
-        metrics.serve(settings.metrics_port)
+        metrics.serve(settings.metrics_port, settings.metrics_host)
     app.celery.worker_main(
         [
             "worker", "--pool", "prefork", "--concurrency", str(settings.concurrency + 1),

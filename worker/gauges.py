@@ -1,0 +1,177 @@
+"""The gauges of every worker's parent: how the whole service stands, read every ten seconds.
+
+Every worker shows them all, so none is stale while one lives; across workers take the maximum.
+In a thread of its own: a database that hangs delays them, and no hint.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker import incidents, metrics
+from worker.audit import balance
+from worker.directory import Directory, Integration
+from worker.repeating import Repeating
+from worker.settings import WorkerSettings
+from worker.state import UNSHARDED, Keys
+from worker.store.database import make_engine
+from worker.store.secrets import keyring_of
+
+SECONDS = 10.0
+AUDIT_EVERY = 60  # steps
+AUDITABLE = 5_000  # journal entries: a longer one is not read for a gauge
+STATES = {0: "off", 1: "on", 2: "suspended"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What waits for one integration: how many, and when the first was accepted (ms)."""
+
+    length: int
+    accepted: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What waits, and where. Ages are seconds, 0 where nothing waits; `now` is ms."""
+
+    now: float
+    intake: int
+    intake_age: float
+    journal: int
+    journal_age: float
+    lanes: dict[str, Lane]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Events in `intake`, deliveries in `lanes`, pages in `journal`."""
+        in_lanes = sum(lane.length for lane in self.lanes.values())
+        return {"intake": self.intake, "lanes": in_lanes, "journal": self.journal}
+
+
+def backlog(redis: Any, shards: int) -> dict[str, int]:
+    """Return how many wait: events in `intake`, deliveries in `lanes`, pages in `journal`."""
+    return waits(redis, shards).counts
+
+
+def waits(redis: Any, shards: int) -> Waits:
+    """Return what waits; three round trips."""
+    seconds, micros = redis.time()
+    now = seconds * 1000 + micros / 1000
+    keys = [Keys(number) for number in range(shards)]
+    pipe = redis.pipeline(transaction=False)
+    for stream in [UNSHARDED, *(key.intake for key in keys), *(key.journal for key in keys)]:
+        pipe.xlen(stream)
+        pipe.xrange(stream, count=1)
+    for key in keys:
+        pipe.zrange(key.due, 0, -1)
+    replies = pipe.execute()
+    intakes, journals = replies[: 2 + 2 * shards], replies[2 + 2 * shards : 2 + 4 * shards]
+    due = dict(zip(keys, replies[2 + 4 * shards :], strict=True))
+    return Waits(
+        now=now,
+        intake=sum(intakes[::2]),
+        intake_age=_age(now, intakes[1::2]),
+        journal=sum(journals[::2]),
+        journal_age=_age(now, journals[1::2]),
+        lanes=_lanes(redis, [(key, raw.decode()) for key, ids in due.items() for raw in ids]),
+    )
+
+
+def _age(now: float, heads: Iterable[list[tuple[bytes, Any]]]) -> float:
+    """Return the age of the oldest of these first entries, by the time in its id."""
+    times = [int(entry_id.partition(b"-")[0]) for head in heads for entry_id, _ in head]
+    return max(now - min(times, default=now), 0) / 1000
+
+
+def _lanes(redis: Any, places: list[tuple[Keys, str]]) -> dict[str, Lane]:
+    pipe = redis.pipeline(transaction=False)
+    for keys, integration in places:
+        pipe.xlen(keys.lane(integration))
+        pipe.xrange(keys.lane(integration), count=1)
+    replies = pipe.execute()
+    found = zip(places, replies[::2], replies[1::2], strict=True)
+    return {
+        integration: Lane(length, float(head[0][1][b"t"]))
+        for (_, integration), length, head in found
+        if head
+    }
+
+
+class Gauges(Repeating):
+    """Keeps this worker's gauges fresh; `alive` tells whether there is a process of an id."""
+
+    def __init__(self, settings: WorkerSettings, redis: Any, alive: Callable[[int], bool]) -> None:
+        super().__init__("gauges", SECONDS, first=0.5)
+        self.settings = settings
+        self.redis = redis
+        self._alive = alive
+        self._engine = make_engine(settings.database_url)
+        self._directory = Directory(self._engine, keyring_of(settings), settings)
+        self._slugs: set[str] = set()  # seen so far: what is gone is shown as 0
+        self._steps = 0
+
+    def step(self) -> None:
+        """Read and show. What the database does not say stays as it was last."""
+        metrics.forget_dead(self._alive)
+        found = waits(self.redis, self.settings.shards)
+        self._show_store(found)
+        failed: SQLAlchemyError | None = None
+        try:
+            self._directory.refresh()
+        except SQLAlchemyError as error:
+            failed = error
+        self._show_pipelines(found)
+        metrics.REFRESHED.set(found.now / 1000)
+        if failed:
+            raise failed
+        if self._steps % AUDIT_EVERY == 0 and found.journal < AUDITABLE:
+            audited = balance(self.redis, self._engine, self.settings.shards)
+            metrics.UNACCOUNTED.set(audited.unaccounted)
+        self._steps += 1
+
+    def _show_store(self, found: Waits) -> None:
+        for where, count in found.counts.items():
+            metrics.BACKLOG.labels(where).set(count)
+        metrics.INTAKE_AGE.set(found.intake_age)
+        metrics.JOURNAL_AGE.set(found.journal_age)
+        memory = self.redis.info("memory")
+        metrics.REDIS_BYTES.set(memory["used_memory"])
+        most = memory.get("maxmemory") or memory.get("total_system_memory")
+        metrics.REDIS_RATIO.set(memory["used_memory"] / most if most else 0)
+
+    def _show_pipelines(self, found: Waits) -> None:
+        """Show each provider's pipelines, what waits in them and whether it has an incident."""
+        integrations = self._directory.all()
+        opened = {raw.decode() for raw in self.redis.hkeys(incidents.OPEN)}
+        self._slugs |= {one.slug for one in integrations} | opened
+        states = Counter((one.slug, STATES[one.active]) for one in integrations)
+        count: Counter[tuple[str, str]] = Counter()
+        oldest: dict[tuple[str, str], float] = {}
+        used: dict[tuple[str, str], float] = {}
+        for one in integrations:
+            if (lane := found.lanes.get(one.id)) is None:
+                continue
+            place = one.slug, STATES[one.active]
+            count[place] += lane.length
+            oldest[place] = max(oldest.get(place, 0), (found.now - lane.accepted) / 1000)
+            for limit, share in _hold_used(one, lane, found.now):
+                used[one.slug, limit] = max(used.get((one.slug, limit), 0), share)
+        for slug in self._slugs:
+            metrics.INCIDENT.labels(slug).set(slug in opened)
+            for state in STATES.values():
+                metrics.PIPELINES.labels(slug, state).set(states[slug, state])
+                metrics.WAITING.labels(slug, state).set(count[slug, state])
+                metrics.WAITING_AGE.labels(slug, state).set(oldest.get((slug, state), 0))
+            for limit in ("time", "number"):
+                metrics.HOLD_USED.labels(slug, limit).set(used.get((slug, limit), 0))
+
+
+def _hold_used(one: Integration, lane: Lane, now: float) -> Iterable[tuple[str, float]]:
+    """Yield how much of what may be held is used: by the first event's age, and by their number."""
+    yield "time", (now - lane.accepted) / 1000 / one.policy.hold_seconds
+    if one.active == 2:
+        yield "number", lane.length / one.policy.hold_events
