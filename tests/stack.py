@@ -103,6 +103,12 @@ class Stack:
 
     def worker(self, **environment: str) -> Part:
         """Start a worker and wait until it holds shards."""
+        part = self.begin(**environment)
+        eventually(lambda: self.drains(part), 90, "the worker drains")
+        return part
+
+    def begin(self, **environment: str) -> Part:
+        """Start a worker."""
         values = {**self.environment, **environment}
         metrics = self.folder / f"metrics-{len(self.workers)}"
         metrics.mkdir()
@@ -110,8 +116,11 @@ class Stack:
         part = Part(f"worker-{len(self.workers)}", onward("worker"), values)
         self.workers.append(part)
         self.start(part)
-        eventually(lambda: self.drains(part), 90, "the worker drains")
         return part
+
+    def log(self, name: str) -> str:
+        """Return what a part has said."""
+        return (self.folder / "log" / f"{name}.log").read_text(errors="replace")
 
     def drains(self, part: Part) -> bool:
         """Whether a child of this worker is among the owners of shards."""

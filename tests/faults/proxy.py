@@ -12,15 +12,19 @@ Play: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitab
 
 
 class Proxy:
-    """Passes connections on to `target`; what is set here changes at once for all of them."""
+    """Passes connections on to `target`, a port or the path of a Unix socket.
 
-    def __init__(self, target: int) -> None:
+    What is set here changes at once, also for connections that are there.
+    """
+
+    def __init__(self, target: int | str) -> None:
         self.target = target
         self.port = 0
         self.silent = False  # nothing passes, either way, and nobody is told
         self.delay = 0.0  # s, before each piece of an answer
         self.cut_after: int | None = None  # bytes of answers until the connection is reset
         self.play: Play | None = None  # answers new connections instead of the target
+        self.accepted = 0  # connections so far
         self._streams: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -37,10 +41,6 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
-
-    @property
-    def url(self) -> str:
-        return f"127.0.0.1:{self.port}"
 
     def open(self) -> None:
         """Listen, on the same port as before."""
@@ -69,6 +69,7 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._streams.add(writer)
+        self.accepted += 1
         try:
             if self.play is not None:
                 await self.play(reader, writer)
@@ -82,7 +83,7 @@ class Proxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            far_reader, far_writer = await self._dial()
         except OSError:
             _reset(writer)
             return
@@ -98,6 +99,11 @@ class Proxy:
                 way.cancel()
             self._streams.discard(far_writer)
             far_writer.close()
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self.target, str):
+            return await asyncio.open_unix_connection(self.target)
+        return await asyncio.open_connection("127.0.0.1", self.target)
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answer: bool

@@ -199,11 +199,13 @@ class Scene(Stack):
         seconds: float = 90,
         flips: int = 0,
         unknown: int = 0,
+        absent: int = 0,
     ) -> dict[str, Accounts]:
         """Wait until all is settled, then check every invariant; return the accounts.
 
         `duplicates` is the bound for all; `flips` how many suspensions there were; `unknown` how
-        many may have arrived without our knowing (answers that were cut off).
+        many may have arrived without our knowing (answers that were cut off); `absent` how many
+        were for nobody, because the integration was off when they were read, or were set apart.
         """
         eventually(self.settled, seconds, "settled and recorded")
         found = {one: accounts_of(self, one) for one in self.receivers}
@@ -211,9 +213,11 @@ class Scene(Stack):
         self.checked = True
         self.figures += [
             ("accepted", sum(map(len, self.sent.values()))),
-            ("lost", sum(len(accounts.lost) for accounts in found.values())),
+            ("lost", sum(len(accounts.lost) for accounts in found.values()) - absent),
             ("duplicates", self.duplicates),
         ]
+        lost = {id_ for accounts in found.values() for id_ in accounts.lost}
+        assert len(lost) == absent, f"{len(lost)} lost, {absent} for nobody: {sorted(lost)[:5]}"
         for accounts in found.values():
             accounts.verify(ordered=ordered, unknown=unknown)
         assert self.duplicates <= duplicates, f"{self.duplicates} duplicates, {duplicates} allowed"

@@ -1,0 +1,96 @@
+"""The database: locked, gone, frozen, there only later. Delivery goes on; the record follows."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from tests.faults.proxy import Proxy
+from tests.faults.scene import Make, Scene
+from tests.stack import eventually
+from tests.worker.store.databases import database
+
+pytestmark = pytest.mark.processes
+
+
+@contextmanager
+def locked(s: Scene) -> Iterator[None]:
+    """Keep SQLite's writers' lock."""
+    connection = sqlite3.connect(s.folder / "onward.db", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[tuple[str, Proxy, str]]:
+    """Give a database's URL, a link to it, and the URL through that link."""
+    with database("postgresql", tmp_path) as url:
+        folder = make_url(url).query["host"]
+        with Proxy(f"{folder}/.s.PGSQL.5432") as link:
+            through = make_url(url).set(query={}, host="127.0.0.1", port=link.port)
+            yield url, link, through.render_as_string(hide_password=False)
+
+
+@pytest.mark.row(24, "database locked for longer than a writer waits")
+def test_a_locked_database_delays_only_the_record(scene: Make) -> None:
+    with scene() as s:
+        hook = s.hook("a")
+        s.worker()
+        with locked(s):
+            s.send(300)
+            eventually(lambda: s.arrived() == 300, 60, "delivery goes on")
+            eventually(lambda: "locked" in s.log("worker-0"), 60, "a writer gave up")
+            assert s.recorded(hook) == {}
+            s.send(100)
+            eventually(lambda: s.arrived() == 400, 60, "and on")
+        s.check()
+
+
+@pytest.mark.slow
+@pytest.mark.row(21, "database gone: delivery goes on, a suspension follows")
+@pytest.mark.parametrize("fault", ["refused", "frozen"])
+def test_the_database_is_away(scene: Make, postgres: tuple[str, Proxy, str], fault: str) -> None:
+    url, link, through = postgres
+    with scene({"ONWARD_CREDENTIAL_THRESHOLD": "2"}, database=url) as s:
+        good, bad = s.hook("a"), s.hook("b")
+        s.worker(ONWARD_DATABASE_URL=through)
+        s.send(100)
+        s.moving(200 - s.arrived())
+        link.silent = fault == "frozen"
+        if fault == "refused":
+            link.close()
+            link.reset()
+        s.fault("refuse", slug="webhooks", host="b.customer.example")
+        s.send(300)
+        eventually(lambda: len(s.taken_by(good)) == 400, 60, "delivery goes on")
+        assert s.state(bad).active == 1
+        link.silent = False
+        if fault == "refused":
+            link.open()
+        eventually(lambda: s.state(bad).active == 2, 60, "the suspension follows")
+        s.no_faults()
+        s.activate(bad)
+        s.check(ordered=True, flips=1)
+
+
+@pytest.mark.slow
+@pytest.mark.row(23, "database not there when the worker starts")
+def test_started_without_a_database(scene: Make, postgres: tuple[str, Proxy, str]) -> None:
+    url, link, through = postgres
+    with scene(database=url) as s:
+        s.hook("a")
+        link.close()
+        worker = s.begin(ONWARD_DATABASE_URL=through)
+        s.send(200)
+        eventually(lambda: "refused" in s.log(worker.name), 60, "it says what is missing")
+        assert s.arrived() == 0
+        assert worker.running
+        link.open()
+        s.check()
