@@ -242,7 +242,7 @@ def explain(rehearsal: Rehearsal, response: Response) -> dict[str, Any]:
     return {"outcomes": told, "pipeline": min(pipelines, key=order.index, default="ok")}
 
 
-def outcome_shown(event_id: str, outcome: Outcome | Unsent) -> dict[str, Any]:
+def outcome_shown(event_id: str | None, outcome: Outcome | Unsent) -> dict[str, Any]:
     """Return an outcome as it is shown; `retry_after` is in seconds, None if there is none."""
     after = outcome.after if isinstance(outcome, Retry) else None
     return {

@@ -1,9 +1,15 @@
-"""A test event to one integration: what is sent, what is answered, what it means."""
+"""Trying an integration for real: a test event, or its provider's harmless check.
 
+What is sent, what is answered, what it means. Both pass by the pipeline: nothing is counted, and no
+state changes.
+"""
+
+import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -16,15 +22,22 @@ from providers.kit import (
     Outcome,
     Request,
     Response,
+    Retry,
     Unsent,
+    Verdict,
+    one_line,
     plan,
     screen,
 )
 from worker.attempt import transport_outcome
 from worker.directory import Integration
+from worker.preview import outcome_shown, text_or_base64
+from worker.settings import WorkerSettings
 from worker.tokens import Tokens
-from worker.transport import Transport, TransportError
+from worker.transport import Transport, TransportError, make_transport
 from worker.verdict import outcomes_of, worst
+
+TRIAL_SECONDS = 60  # all of its requests together
 
 PROPERTIES = {  # an invented user, known to every upstream
     "_q_email": "onward-test@example.com",
@@ -58,52 +71,108 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a test event. Without exchanges the outcome says why nothing was sent."""
+    """What came of it. Without exchanges the outcome says why nothing was sent.
 
-    event: Event
+    `event` is the test event's id, None for a check.
+    """
+
+    event: str | None
     exchanges: tuple[Exchange, ...]
     outcome: Outcome | Unsent
 
+    @property
+    def refused(self) -> bool:
+        """Whether the upstream takes nothing with these settings; not: it could not be asked."""
+        return not isinstance(self.outcome, Delivered | Retry)
+
+
+Send: TypeAlias = Callable[[Integration, Transport], Awaitable[Trial | None]]
+
+
+def tried(send: Send, integration: Integration, worker: WorkerSettings) -> Trial | None:
+    """Return what `send` returns, called on a loop of this thread's own with the worker's guard."""
+
+    async def run() -> Trial | None:
+        transport = make_transport(worker)
+        try:
+            async with asyncio.timeout(TRIAL_SECONDS):
+                return await send(integration, transport)
+        except TimeoutError:
+            late = Retry("timeout", f"not done within {TRIAL_SECONDS} s")
+            return Trial(None, (), late)
+        finally:
+            await transport.close()
+
+    return asyncio.run(run())
+
+
+async def send_check(integration: Integration, transport: Transport) -> Trial | None:
+    """Make the call by which the provider proves settings; None where it has none."""
+    check = integration.provider.check
+    if check is None:
+        return None
+    context = await _context(integration, transport)
+    if not isinstance(context, Context):
+        return Trial(None, (), context)
+    request = replace(check.request(integration.settings, context), events=(0,))
+
+    def read(_request: Request, response: Response, _settings: Any) -> Outcome:
+        return check.read(response)
+
+    done = await _sent(request, integration, transport, read)
+    return Trial(None, (done,), done.outcome)
+
 
 async def send_test(integration: Integration, transport: Transport) -> Trial:
-    """Send one event, marked by its id `test-…`, and return what came of it.
+    """Send one event, marked by its id `test-…`, and return what came of it."""
+    event = _event(integration, datetime.now(UTC))
+    context = await _context(integration, transport)
+    if not isinstance(context, Context):
+        return Trial(event.id, (), context)
+    assert integration.settings is not None  # noqa: S101  else there is no context
+    every = integration.settings.model_copy(update={"events": None})
+    planned = plan(integration.provider, [event], every, context)
+    if planned.unsent:
+        return Trial(event.id, (), planned.unsent[0])
+    exchanges: list[Exchange] = []
+    for request in sorted(planned.requests, key=lambda request: request.step):
+        classify = integration.provider.classify
+        exchanges.append(await _sent(request, integration, transport, classify))
+        if not (request.optional or isinstance(exchanges[-1].outcome, Delivered)):
+            break
+    decisive = (e.outcome for e in exchanges if not e.request.optional)
+    return Trial(event.id, tuple(exchanges), worst(decisive))
 
-    It passes by the pipeline: nothing is counted, and no state changes.
-    """
-    now = datetime.now(UTC)
-    event = _event(integration, now)
+
+async def _context(integration: Integration, transport: Transport) -> Context | Outcome:
+    """Return the context of a request sent now, with a token if one is needed; or why not."""
     if integration.settings is None:
-        return Trial(event, (), Misconfigured("settings", integration.fault))
+        return Misconfigured("settings", integration.fault)
+    now = datetime.now(UTC)
     token = await Tokens(transport).values(integration, now.timestamp() * 1000)
     if not isinstance(token, Mapping):
-        return Trial(event, (), replace(token, message=f"no token: {token.message}"))
-    context = Context(
+        said = one_line(integration.mask(token.message))
+        return replace(token, message=f"no token: {said}")
+    return Context(
         now=now,
         project_id=integration.project_id,
         integration_id=integration.id,
         batch_at=now,
         token=token,
     )
-    every = integration.settings.model_copy(update={"events": None})
-    planned = plan(integration.provider, [event], every, context)
-    if planned.unsent:
-        return Trial(event, (), planned.unsent[0])
-    exchanges: list[Exchange] = []
-    for request in sorted(planned.requests, key=lambda request: request.step):
-        exchanges.append(await _sent(request, integration, transport))
-        if not (request.optional or isinstance(exchanges[-1].outcome, Delivered)):
-            break
-    decisive = (e.outcome for e in exchanges if not e.request.optional)
-    return Trial(event, tuple(exchanges), worst(decisive))
 
 
-async def _sent(request: Request, integration: Integration, transport: Transport) -> Exchange:
-    provider, settings = integration.provider, integration.settings
+async def _sent(
+    request: Request,
+    integration: Integration,
+    transport: Transport,
+    read: Callable[[Request, Response, Any], Verdict],
+) -> Exchange:
     try:
         response = await transport.send(request, pool=integration.id, timeout=integration.timeout)
     except TransportError as error:
         return Exchange(request, None, transport_outcome(error))
-    verdict = provider.classify(request, response, settings)
+    verdict = read(request, response, integration.settings)
     return Exchange(request, response, outcomes_of(request, verdict, integration.mask)[0])
 
 
@@ -136,3 +205,35 @@ def _event(integration: Integration, now: datetime) -> Event:
     named = [msgspec.structs.replace(event, name=name) for name in EVENTS]
     takes = (e for e in named if screen(integration.provider, e, every, now) is None)
     return next(takes, named[0])
+
+
+def trial_shown(trial: Trial, integration: Integration) -> dict[str, Any]:
+    """Return outcome, requests and answers as plain values, masked."""
+    requests = [_exchange_shown(trial.event, exchange, integration) for exchange in trial.exchanges]
+    return {**outcome_shown(trial.event, trial.outcome), "requests": requests}
+
+
+def _exchange_shown(
+    event: str | None, exchange: Exchange, integration: Integration
+) -> dict[str, Any]:
+    request, answer = integration.mask.request(exchange.request), exchange.response
+    body, encoding = text_or_base64(request.body)
+    shown: dict[str, Any] = {
+        "method": request.method,
+        "url": request.url,
+        "headers": dict(request.headers),
+        "body": body,
+        "body_encoding": encoding,
+        "response": None,
+        **outcome_shown(event, exchange.outcome),
+    }
+    if answer is not None:
+        body, encoding = text_or_base64(answer.body)
+        headers = {name: integration.mask(value) for name, value in answer.headers.items()}
+        shown["response"] = {
+            "status": answer.status,
+            "headers": headers,
+            "body": integration.mask(body),
+            "body_encoding": encoding,
+        }
+    return shown

@@ -11,7 +11,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from worker import metrics
-from worker.api import docs, errors, ops, v4
+from worker.api import actions, docs, errors, ops, v4
 from worker.api.auth import RateLimit, Services
 from worker.api.edge import Edge
 from worker.api.ready import checks_of, reasons_of
@@ -62,6 +62,7 @@ def create_app(
     app.add_middleware(Edge)
     app.include_router(v4.router)
     app.include_router(ops.router)
+    app.include_router(actions.router)
     _add_health(app)
     docs.install(app)
     return app

@@ -2,10 +2,12 @@
 
 import hmac
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from threading import Lock
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -48,6 +50,29 @@ class RateLimit:
         return 0.0 if taken else (1 - tokens) / self._rate
 
 
+class Busy:
+    """Places for what lasts: few in all, fewer for one project. Threads may take them at once."""
+
+    def __init__(self, most: int = 8, each: int = 2) -> None:
+        self._most = most
+        self._each = each
+        self._taken: Counter[str] = Counter()
+        self._lock = Lock()
+
+    @contextmanager
+    def place(self, project_id: str) -> Iterator[None]:
+        """Hold a place; raise ApiError 429 where none is free."""
+        with self._lock:
+            if self._taken[project_id] >= self._each or self._taken.total() >= self._most:
+                raise too_many_requests(1)
+            self._taken[project_id] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[project_id] -= 1
+
+
 @dataclass(frozen=True)
 class Services:
     """What the routes work with."""
@@ -57,6 +82,7 @@ class Services:
     keyring: KeyRing
     redis: "Redis"
     limit: RateLimit = field(default_factory=lambda: RateLimit(0))
+    busy: Busy = field(default_factory=Busy)
 
 
 def services_of(request: Request) -> Services:

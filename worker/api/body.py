@@ -1,12 +1,16 @@
 """Reading a request's body: bounded in size and time, and a JSON object or nothing."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
 
 from worker.api.errors import ApiError, invalid
+from worker.store.errors import Invalid
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 MAX_BODY = 64 * 1024  # bytes
 READ_SECONDS = 10
@@ -60,3 +64,15 @@ async def _read(request: Request) -> bytes:
 
 
 Body = Annotated[dict[str, Any], Depends(json_object)]
+
+
+def read_model(model: type[_Model], body: dict[str, Any]) -> _Model:
+    """Return the body as `model`; raise Invalid naming every faulty field."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        faults = [
+            (".".join(map(str, fault["loc"])) or "body", fault["msg"].removeprefix("Value error, "))
+            for fault in error.errors()
+        ]
+        raise Invalid(faults) from None

@@ -20,7 +20,7 @@ COMMON = {
     "403": "The key is not a secret key",
     "429": "Too many requests with this key; see Retry-After",
     "500": "A fault on our side",
-    "503": "The database can not be reached; see Retry-After",
+    "503": "The database, or Redis, can not be reached or is full; see Retry-After",
 }
 WITH_BODY = {
     "400": "Fields are faulty or missing (all are named), or the body is not a JSON object",
@@ -88,12 +88,12 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         errors |= WITH_BODY
     elif unwanted and path.startswith("/ops/"):
         errors["400"] = "A parameter is faulty"
-    if "{" in path:
+    if "{" in path or path.endswith("/replay"):
         errors["404"] = "Unknown, deleted, or another project's"
     if (path, method) == ("/v4/integrations", "post"):
         errors["409"] = "The Idempotency-Key was used with another body"
-    if path.endswith("/settings"):
-        errors["422"] = "The stored settings can not be decrypted"
+    if path.endswith(("/settings", "/check")):
+        errors["422"] = "The stored settings can not be decrypted, or there is nothing to check by"
     answers |= {status: _error(status, text) for status, text in sorted(errors.items())}
 
 

@@ -1,55 +1,63 @@
 """One look tells why: what is wrong with an integration, since when, how much waits, what to do."""
 
-from datetime import UTC, datetime
 from typing import Any
 
-from redis import Redis
-from redis.exceptions import RedisError
+from pydantic import SecretStr
 from sqlalchemy import Connection, func, select
 
+from providers.kit import Provider
+from worker import directory
 from worker.api.auth import Services
 from worker.api.schemas import IntegrationObject, moment
-from worker.state import Keys, shard_of
+from worker.api.waiting import Waiting, waiting_of
 from worker.store.models import DeadLetter, Integration
 
 REMEDIES = {
-    "unauthorized": "The upstream refuses the credentials. Correct them in the settings, then "
-    "activate.",
-    "forbidden": "The credentials are known but may not do this. Give them the permission at the "
-    "provider, or use others, then activate.",
+    "unauthorized": "{title} refuses the credentials ({secrets}). Correct them in the settings, "
+    "then activate.",
+    "forbidden": "{title} knows the credentials ({secrets}), but they may not do this. Give them "
+    "the permission there, or use others, then activate.",
     "settings": "Correct the settings, then activate.",
-    "not_found": "The upstream does not know this address or account. Check ids and URL in the "
+    "not_found": "{title} does not know this address or account. Check ids and URL in the "
     "settings, then activate.",
     "gone": "The receiver asks never to be called again. Give it a new URL, then activate.",
     "redirect": "The URL redirects, which is not followed. Set the final URL, then activate.",
     "blocked": "The address may not be called (private, or a refused port). Set a public one.",
-    "tls": "The upstream's certificate is not valid. Its owner must renew it.",
-    "throttled": "The upstream asks to slow down. Nothing to do; sending goes on at its pace.",
-    "bad_request": "The upstream does not take these events. Look at the dead letters, correct "
+    "tls": "The certificate of {title}'s server is not valid. Its owner must renew it.",
+    "throttled": "{title} asks to slow down. Nothing to do; sending goes on at its pace.",
+    "bad_request": "{title} does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }
-AS_NAMED = "Put right what the message names, in the settings or at the provider, then activate."
-WAIT = "Nothing to do while it is tried again; if it stays, ask the provider's status page."
+AS_NAMED = "Put right what the message names, in the settings or at {title}, then activate."
+WAIT = "Nothing to do while it is tried again; if it stays, ask {title}'s status page."
+INCIDENT = "{title} fails for others, too. Nothing to do: it is tried again, and not suspended."
 
 
 def dossier_of(connection: Connection, here: Services, row: Integration) -> dict[str, Any]:
     """Return what an operator needs to know; `waiting` is null where Redis does not answer."""
-    waiting = _waiting(here.redis, Keys(shard_of(row.project_id, here.settings.shards)), row)
+    integration = directory.compile_integration(row, here.keyring, here.settings)
+    waiting = waiting_of(here.redis, here.settings.shards, integration)
     return {
         "object": "dossier",
         "integration": IntegrationObject.of(row).model_dump(),
         "project_id": row.project_id,
         "slug": row.slug,
         "settings_saved": row.settings is not None,
+        "settings_fault": integration.fault or None,
         "epoch": row.epoch,
-        "on_probation": row.active == 1 and row.probation_epoch == row.epoch,
-        "error": _error(connection, row),
-        "waiting": waiting,
-        "next": _next(row, waiting, here.settings.hold_seconds),
+        "on_probation": row.active == 1 and integration.on_probation,
+        "error": _error(connection, row, integration, waiting),
+        "waiting": waiting.shown() if waiting else None,
+        "next": _next(row, integration, waiting),
     }
 
 
-def _error(connection: Connection, row: Integration) -> dict[str, Any] | None:
+def _error(
+    connection: Connection,
+    row: Integration,
+    integration: directory.Integration,
+    waiting: Waiting | None,
+) -> dict[str, Any] | None:
     if row.last_error_at is None:
         return None
     table = DeadLetter.table()
@@ -57,12 +65,6 @@ def _error(connection: Connection, row: Integration) -> dict[str, Any] | None:
     open_letters = connection.execute(
         select(func.count()).select_from(table).where(mine, table.c.replayed_at.is_(None))
     ).scalar_one()
-    sample = connection.execute(
-        select(table.c.request, table.c.response, table.c.status)
-        .where(mine, table.c.response.is_not(None))
-        .order_by(table.c.id.desc())
-        .limit(1)
-    ).first()
     return {
         "class": row.last_error_reason,
         "message": row.last_error_message,
@@ -70,45 +72,83 @@ def _error(connection: Connection, row: Integration) -> dict[str, Any] | None:
         "last_at": moment(row.last_error_at),
         "failures_since_delivery": row.delivery_error_count,
         "dead_letters": open_letters,
-        "sample": sample._asdict() if sample else None,
-        "remedy": REMEDIES.get(row.last_error_reason or "", AS_NAMED if row.active == 2 else WAIT),
+        "affected_events": open_letters + (waiting.events if waiting else 0),
+        "sample": _sample(connection, row, waiting),
+        "remedy": _remedy(row, integration, waiting),
     }
 
 
-def _waiting(redis: Redis, keys: Keys, row: Integration) -> dict[str, Any] | None:
-    pipe = redis.pipeline(transaction=False)
-    pipe.xlen(keys.lane(row.id))
-    pipe.xrange(keys.lane(row.id), count=1)
-    pipe.zscore(keys.due, row.id)
-    pipe.hget(keys.pipe(row.id, row.epoch), "failures")
-    try:
-        events, oldest, due, failures = pipe.execute()
-    except RedisError:
+def _sample(
+    connection: Connection, row: Integration, waiting: Waiting | None
+) -> dict[str, Any] | None:
+    """Return a request and its answer, masked: of the last dead letter with this error.
+
+    Without one, the request that the oldest waiting event makes, and the upstream's words.
+    """
+    table = DeadLetter.table()
+    names = ("event_id", "request", "response", "status", "attempts")
+    letter = connection.execute(
+        select(*(table.c[name] for name in names))
+        .where(
+            table.c.integration_id == row.id,
+            table.c.reason == row.last_error_reason,
+            table.c.request.is_not(None),
+        )
+        .order_by(table.c.id.desc())
+        .limit(1)
+    ).first()
+    if letter:
+        return {"of": "dead letter", **letter._asdict()}
+    if waiting is None or waiting.request is None:
         return None
     return {
-        "events": events,
-        "oldest_since": _time(int(oldest[0][1].get(b"t", 0))) if oldest else None,
-        "failed_rounds": int(failures or 0),
-        "next_attempt_at": _time(due) if due and events and row.active == 1 else None,
+        "of": "oldest waiting event",
+        "event_id": waiting.event_id,
+        "request": waiting.request,
+        "response": row.last_error_message,
+        "status": None,
+        "attempts": waiting.attempts,
     }
 
 
-def _time(milliseconds: float) -> str | None:
-    """Return a time of the store's clock as the API writes it; None for 0, unknown."""
-    at = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return moment(at) if milliseconds else None
+def _remedy(row: Integration, integration: directory.Integration, waiting: Waiting | None) -> str:
+    if row.active == 1 and waiting and waiting.incident:
+        text = INCIDENT
+    else:
+        usual = AS_NAMED if row.active == 2 else WAIT
+        text = REMEDIES.get(row.last_error_reason or "", usual)
+    provider = integration.provider
+    return text.format(title=provider.title, secrets=_secrets(provider, integration))
 
 
-def _next(row: Integration, waiting: dict[str, Any] | None, hold_seconds: int) -> str:
+def _secrets(provider: Provider[Any], integration: directory.Integration) -> str:
+    """Return the names of the secrets that are set, else of all there are."""
+    fields = provider.settings.model_fields
+    given = integration.settings.model_fields_set if integration.settings else fields.keys()
+    names = [name for name in fields if name in given and _is_secret(fields[name].annotation)]
+    return ", ".join(names) or "see the settings"
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or SecretStr in getattr(annotation, "__args__", ())
+
+
+def _next(row: Integration, integration: directory.Integration, waiting: Waiting | None) -> str:
     if row.active == 0:
         return "Paused: events that arrive are neither sent nor held. Activate to send again."
+    policy = integration.policy
     if row.active == 2:
+        until = waiting.expires_at if waiting else None
         return (
-            f"Suspended: events are held for up to {hold_seconds // 3600} h and sent in order "
-            "once you have put right what is wrong and activate."
+            f"Suspended: events are held for up to {policy.hold_seconds // 3600} h and sent in "
+            "order once you have put right what is wrong and activate."
+        ) + (f" The oldest is dropped at {until}." if until else "")
+    if waiting and waiting.next_attempt_at:
+        left = policy.thresholds.retry - waiting.failed_rounds
+        more = waiting.failed_rounds and not waiting.incident
+        return f"Waiting events are tried at {waiting.next_attempt_at}." + (
+            f" {left} more failed rounds suspend it." if more else ""
         )
-    if waiting and waiting["next_attempt_at"]:
-        return f"Waiting events are tried at {waiting['next_attempt_at']}."
     if row.settings is None:
         return "Active without settings: it is suspended at its first event. Save the settings."
     return "Delivering."

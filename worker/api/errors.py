@@ -8,11 +8,13 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
 from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from worker.intake import IntakeFull
 from worker.store.errors import (
     AlreadyExists,
     Fault,
@@ -93,13 +95,13 @@ def unknown_error() -> ApiError:
     return ApiError(500, "internal", "unknown_error", "Something went wrong on our side")
 
 
-def storage_error() -> ApiError:
-    """Return the error of a database that can not be reached."""
+def storage_error(message: str = "The database can not be reached at the moment") -> ApiError:
+    """Return the error of a database, or Redis, that can not be reached or takes no more."""
     return ApiError(
         503,
         "internal",
         "storage_error",
-        "The database can not be reached at the moment",
+        message,
         headers={"Retry-After": str(RETRY_SECONDS)},
     )
 
@@ -108,7 +110,7 @@ def install(app: FastAPI) -> None:
     """Turn exceptions into envelopes."""
     for unreachable in (OperationalError, InterfaceError, DisconnectionError, PoolTimeout):
         app.add_exception_handler(unreachable, lambda _request, _error: storage_error().response())
-    for ours in (ApiError, StoreError):
+    for ours in (ApiError, StoreError, IntakeFull, RedisError):
         app.add_exception_handler(ours, lambda _request, error: api_error(error).response())
     app.add_exception_handler(RequestValidationError, _bad_parameters)
     app.add_exception_handler(HTTPException, _http)
@@ -125,6 +127,10 @@ def api_error(error: Exception) -> ApiError:
             return ApiError(404, "resource", "not_found", str(error))
         case AlreadyExists():
             return ApiError(409, "resource", "already_exists", str(error))
+        case IntakeFull():
+            return storage_error(str(error))
+        case RedisError():
+            return storage_error("Redis can not be reached at the moment")
         case UnreadableSettings():
             return ApiError(422, "logical", "relation_not_found", str(error))
         case _:

@@ -4,14 +4,16 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
+from starlette.convertors import register_url_convertor
 
 from providers.kit import read_settings
+from worker.api.actions import prove
 from worker.api.auth import Here, Operator, Principal, principal_of_request
 from worker.api.body import Body
 from worker.api.dossier import dossier_of
 from worker.api.records import AuditEntry, DeadLetterObject, DeadLetterWhole, DeliveryObject
-from worker.api.schemas import IntegrationObject, NewStatus, schema_of
-from worker.api.v4 import IntegrationId, status_of
+from worker.api.schemas import ID, WORD, IntegrationObject, NewStatus, schema_of
+from worker.api.v4 import IntegrationId, all_but, status_of
 from worker.registry import all_providers, provider_of
 from worker.store import audit, dead_letters, deliveries, integrations, projects
 from worker.store.checks import shown_settings
@@ -21,12 +23,11 @@ from worker.store.models import Integration
 router = APIRouter(
     prefix="/ops/v1", tags=["operations"], dependencies=[Depends(principal_of_request)]
 )
-_ID = r"^[A-Za-z0-9_:.-]{1,128}$"
-_WORD = r"^[a-z_]{1,64}$"
-Id = Annotated[str | None, Query(pattern=_ID)]
-Word = Annotated[str | None, Query(pattern=_WORD)]
+Id = Annotated[str | None, Query(pattern=ID)]
+Word = Annotated[str | None, Query(pattern=WORD)]
 Before = Annotated[int | None, Query(ge=1, le=2**63 - 1, description="Go on from this id")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+register_url_convertor("letter_id", all_but("replay"))
 LetterId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
@@ -122,9 +123,14 @@ def show_settings(integration_id: IntegrationId, who: Operator, here: Here) -> d
     },
 )
 def save_settings(
-    integration_id: IntegrationId, who: Operator, here: Here, body: Body
+    integration_id: IntegrationId, who: Operator, here: Here, body: Body, *, check: bool = False
 ) -> dict[str, Any]:
-    """Replace the settings. A secret given as it is shown (`{"set": true}`) keeps its value."""
+    """Replace the settings. A secret given as it is shown (`{"set": true}`) keeps its value.
+
+    With `check` they are saved only if the provider does not refuse them; `check` in the answer
+    says what it said, null where it has no harmless call to ask by.
+    """
+    proof = prove(integration_id, body, who, here) if check else None
     with here.engine.begin() as connection:
         row = integrations.save_settings(
             connection,
@@ -135,7 +141,7 @@ def save_settings(
             allow_private=here.settings.allow_private_upstreams,
             project_id=who.project_id,
         )
-    return _settings(row, here)
+    return _settings(row, here) | ({"check": proof} if check else {})
 
 
 def _settings(row: Integration, here: Here) -> dict[str, Any]:
@@ -218,7 +224,7 @@ def list_dead_letters(
     return _listed("/ops/v1/deadletters", [DeadLetterObject.of(row) for row in rows], limit)
 
 
-@router.get("/deadletters/{letter_id}")
+@router.get("/deadletters/{letter_id:letter_id}")
 def show_dead_letter(letter_id: LetterId, who: Operator, here: Here) -> DeadLetterWhole:
     """Return a dead letter with the event's exact bytes, and what was sent and answered."""
     with reading(here.engine) as connection:

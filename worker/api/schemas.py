@@ -11,6 +11,8 @@ from worker.store.integrations import MESSAGE_LENGTH
 from worker.store.models import Integration
 
 Store = Literal["iOS", "Android", "Stripe"]
+ID = r"^[A-Za-z0-9_:.-]{1,128}$"  # of a project, an integration or an event
+WORD = r"^[a-z_]{1,64}$"  # an outcome or a reason
 
 INTEGRATION = {
     "object": "integration",

@@ -29,13 +29,15 @@ router = APIRouter(
 )
 
 
-class _IdConvertor(StringConvertor):
-    """A path's id; `meta` is a place of its own, so that its 405 names its own methods."""
+def all_but(name: str) -> StringConvertor:
+    """Return a path's id; `name` is a place of its own, so that its 405 names its own methods."""
+    convertor: type[StringConvertor] = type(
+        "AllBut", (StringConvertor,), {"regex": rf"(?!{name}(?:/|$))[^/]+"}
+    )
+    return convertor()
 
-    regex = r"(?!meta(?:/|$))[^/]+"
 
-
-register_url_convertor("integration_id", _IdConvertor())
+register_url_convertor("integration_id", all_but("meta"))
 _ID = re.compile(r"[a-zA-Z0-9._-]{1,256}")
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 

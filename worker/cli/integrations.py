@@ -12,6 +12,7 @@ from worker.cli.tryout import Store
 
 if TYPE_CHECKING:
     from worker.store.models import Integration
+    from worker.trial import Send
 
 app = typer.Typer(no_args_is_help=True, help="A project's pipelines to providers.")
 STATES = {0: "paused", 1: "active", 2: "suspended"}
@@ -250,9 +251,31 @@ def delete(
 @app.command("test", epilog="onward integrations test c9VdLs3H")
 def send_test(integration_id: Id, *, json: AsJson = False) -> None:
     """Send a marked test event, and print request, answer and what it means."""
-    from worker.cli.trial import print_trial, tried  # noqa: PLC0415  quick --help
+    from worker import trial  # noqa: PLC0415  quick --help
 
-    told = tried(_compiled(integration_id))
+    _try(trial.send_test, integration_id, json=json)
+
+
+@app.command(epilog="onward integrations check c9VdLs3H")
+def check(integration_id: Id, *, json: AsJson = False) -> None:
+    """Prove the settings by a call that leaves nothing at the provider, where it has one."""
+    from worker import trial  # noqa: PLC0415  quick --help
+
+    _try(trial.send_check, integration_id, json=json)
+
+
+def _try(send: "Send", integration_id: str, *, json: bool) -> None:
+    from worker.cli.trial import print_trial  # noqa: PLC0415  quick --help
+    from worker.trial import trial_shown, tried  # noqa: PLC0415
+
+    integration = _compiled(integration_id)
+    done = tried(send, integration, settings_here())
+    if done is None:
+        raise Failure(
+            f"{integration.provider.title} has no harmless call to check settings by; send a test "
+            f"event: onward integrations test {integration_id}"
+        )
+    told = trial_shown(done, integration)
     if json:
         print_json(told)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from worker.store.database import now
-from worker.store.models import AuditRow
+from worker.store.models import AuditRow, Integration
 
 
 def add(
@@ -20,13 +20,14 @@ def add(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a row in the caller's transaction."""
+    """Write a row in the caller's transaction; of an integration, its project is known."""
+    owner = select(Integration.project_id).where(Integration.id == integration_id)
     connection.execute(
         insert(AuditRow).values(
             at=now(),
             actor=actor,
             action=action,
-            project_id=project_id,
+            project_id=project_id or owner.scalar_subquery(),
             integration_id=integration_id,
             before=None if before is None else json.dumps(before),
             after=None if after is None else json.dumps(after),

@@ -103,3 +103,24 @@ def _shown(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _shown(part) for key, part in value.items()}
     return list(value) if isinstance(value, tuple | frozenset) else value
+
+
+def _is_shown(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("set") is True
+
+
+def has_shown(value: Any) -> bool:
+    """Whether any secret in settings is given as `shown_settings` shows it."""
+    if _is_shown(value):
+        return True
+    return isinstance(value, Mapping) and any(map(has_shown, value.values()))
+
+
+def merge_shown(new: Any, old: Any) -> Any:
+    """Return `new` with what stands in `old` wherever a secret is given as it is shown."""
+    if _is_shown(new):
+        return old
+    if not isinstance(new, Mapping):
+        return new
+    inside = old if isinstance(old, Mapping) else {}
+    return {key: merge_shown(value, inside.get(key)) for key, value in new.items()}

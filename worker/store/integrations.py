@@ -10,8 +10,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from providers.kit import Settings
 from worker.store import audit, notifications
-from worker.store.checks import check_new, check_settings, shown_settings
+from worker.store.checks import (
+    check_new,
+    check_settings,
+    has_shown,
+    merge_shown,
+    shown_settings,
+)
 from worker.store.database import now
 from worker.store.errors import Invalid, NotFound
 from worker.store.models import Integration
@@ -161,47 +168,49 @@ def save_settings(
 
     A secret given as it is shown (`{"set": true, …}`) keeps its value.
     """
-    found = _get(connection, integration_id, project_id, for_update=True)
-    old = {}
-    if found.settings and _has_shown(data):
-        old = json.loads(keyring.decrypt(found.settings, integration_id))
-    merged = _merged(data, old)
-    model = check_settings(found.slug, merged, allow_private=allow_private)
-    values = {
-        "settings": keyring.encrypt(json.dumps(merged), integration_id),
-        "updated_at": now(),
-    }
+    had = get(connection, integration_id, project_id).settings is not None
+    would, model = with_settings(
+        connection,
+        integration_id,
+        data,
+        keyring,
+        allow_private=allow_private,
+        project_id=project_id,
+        for_update=True,
+    )
+    values = {"settings": would.settings, "updated_at": now()}
     connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
     audit.add(
         connection,
         actor,
         "integration.settings",
-        project_id=found.project_id,
+        project_id=would.project_id,
         integration_id=integration_id,
-        before={"set": found.settings is not None},
+        before={"set": had},
         after=shown_settings(model),
     )
     return get(connection, integration_id)
 
 
-def _is_shown(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("set") is True
-
-
-def _has_shown(value: Any) -> bool:
-    if _is_shown(value):
-        return True
-    return isinstance(value, Mapping) and any(map(_has_shown, value.values()))
-
-
-def _merged(new: Any, old: Any) -> Any:
-    """Return `new` with what stands in `old` wherever a secret is given as it is shown."""
-    if _is_shown(new):
-        return old
-    if not isinstance(new, Mapping):
-        return new
-    inside = old if isinstance(old, Mapping) else {}
-    return {key: _merged(value, inside.get(key)) for key, value in new.items()}
+def with_settings(
+    connection: Connection,
+    integration_id: str,
+    data: Mapping[str, Any],
+    keyring: KeyRing,
+    *,
+    allow_private: bool = False,
+    project_id: str | None = None,
+    for_update: bool = False,
+) -> tuple[Integration, Settings]:
+    """Return the integration as it would be with these settings; raise Invalid or NotFound."""
+    found = _get(connection, integration_id, project_id, for_update=for_update)
+    old = {}
+    if found.settings and has_shown(data):
+        old = json.loads(keyring.decrypt(found.settings, integration_id))
+    merged = merge_shown(data, old)
+    model = check_settings(found.slug, merged, allow_private=allow_private)
+    found.settings = keyring.encrypt(json.dumps(merged), integration_id)
+    return found, model
 
 
 def delete(

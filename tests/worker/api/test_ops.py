@@ -5,11 +5,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fakeredis
+import msgspec
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, text
 
 from tests.worker.api.conftest import Client, Keys, Project, on_both
+from worker import incidents
+from worker.incidents import Fare
 from worker.state import Keys as RedisKeys
 from worker.state import shard_of
 from worker.store.deliveries import record_rows
@@ -19,6 +22,10 @@ pytestmark = on_both
 OPS = "/ops/v1"
 AT = datetime(2026, 6, 1, 11, 20, 36, tzinfo=UTC)
 SECRET = "canary-s3cr3t"
+EVENT = (
+    b'{"id":"e7","project_id":"prj_a","event_name":"trial_started","platform":"iOS",'
+    b'"environment":"production","time":1780312800,"user_id":"QON_12345"}'
+)
 
 
 def settings_url(integration: Any) -> str:
@@ -93,19 +100,83 @@ def test_the_dossier_tells_why(project: Project, app: FastAPI, engine: Engine) -
     record(engine, made["id"])
     with engine.begin() as connection:
         suspend(connection, made["id"], 0, message="401: no", reason="unauthorized", at=AT)
-    lane = RedisKeys(shard_of("prj_a", app.state.services.settings.shards)).lane(made["id"])
-    redis.xadd(lane, {"e": "{}", "t": 1780312836000})
-    redis.xadd(lane, {"e": "{}", "t": 1780312836001})
+    keys = RedisKeys(shard_of("prj_a", app.state.services.settings.shards))
+    lane_id = redis.xadd(keys.lane(made["id"]), {"e": EVENT, "t": 1780312836000})
+    redis.xadd(keys.lane(made["id"]), {"e": EVENT, "t": 1780312836001})
+    redis.hset(keys.tries(made["id"]), lane_id, msgspec.msgpack.encode([3, 0, 0, "", "", 0]))
+    project("PUT", settings_url(made), {"api_key": SECRET})
     told = project("GET", url).json()
     assert told["integration"]["active"] == 2
-    assert told["waiting"]["events"] == 2
-    assert told["waiting"]["oldest_since"] == "2026-06-01T11:20:36Z"
-    assert told["error"]["class"] == "unauthorized"
-    assert told["error"]["message"] == "401: no"
-    assert told["error"]["dead_letters"] == 1
-    assert told["error"]["sample"] == {"request": "POST …", "response": "400", "status": 400}
-    assert "Correct them" in told["error"]["remedy"]
-    assert told["next"].startswith("Suspended: events are held for up to 72 h")
+    assert told["settings_fault"] is None
+    assert told["waiting"] == {
+        "events": 2,
+        "oldest_since": "2026-06-01T11:20:36Z",
+        "oldest_event_id": "e7",
+        "oldest_event_name": "trial_started",
+        "oldest_attempts": 3,
+        "oldest_expires_at": "2026-06-04T11:20:36Z",
+        "failed_rounds": 0,
+        "next_attempt_at": None,
+        "provider_incident": None,
+    }
+    error = told["error"]
+    assert (error["class"], error["message"]) == ("unauthorized", "401: no")
+    assert (error["dead_letters"], error["affected_events"]) == (1, 3)
+    assert error["sample"]["of"] == "oldest waiting event"
+    assert error["sample"]["request"].startswith("POST https://api2.amplitude.com/2/httpapi")
+    assert (error["sample"]["response"], error["sample"]["attempts"]) == ("401: no", 3)
+    assert error["remedy"] == (
+        "Amplitude refuses the credentials (api_key). Correct them in the settings, then activate."
+    )
+    assert told["next"] == (
+        "Suspended: events are held for up to 72 h and sent in order once you have put right what "
+        "is wrong and activate. The oldest is dropped at 2026-06-04T11:20:36Z."
+    )
+    assert SECRET not in str(told)
+
+
+def test_the_dossier_shows_the_last_dead_letter_with_this_error(
+    project: Project, engine: Engine
+) -> None:
+    made = project.create()
+    record(engine, made["id"])
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE integrations SET last_error_at = :at, last_error_reason = 'bad_request'"),
+            {"at": AT},
+        )
+    told = project("GET", f"{OPS}/integrations/{made['id']}").json()["error"]
+    assert told["sample"] == {
+        "of": "dead letter",
+        "event_id": "e9",
+        "request": "POST …",
+        "response": "400",
+        "status": 400,
+        "attempts": 0,
+    }
+    assert "replay them" in told["remedy"]
+
+
+def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> None:
+    redis = fakeredis.FakeRedis()
+    app.state.services = replace(app.state.services, redis=redis)
+    made = project.create()
+    project("PUT", settings_url(made), {"api_key": SECRET})
+    project("POST", made["url"] + "/status", {"status": 1})
+    keys = RedisKeys(shard_of("prj_a", app.state.services.settings.shards))
+    redis.xadd(keys.lane(made["id"]), {"e": EVENT, "t": 1780312836000})
+    redis.zadd(keys.due, {made["id"]: 1780312900000})
+    redis.hset(keys.pipe(made["id"], 0), "failures", 4)
+    url = f"{OPS}/integrations/{made['id']}"
+    assert project("GET", url).json()["next"] == (
+        "Waiting events are tried at 2026-06-01T11:21:40Z. 6 more failed rounds suspend it."
+    )
+    now = redis.time()[0] * 1000
+    for n in range(6):
+        redis.hset(incidents.key("amplitude"), f"i{n}", incidents.pack(Fare(f"p{n}", now, True)))
+    told = project("GET", url).json()
+    assert told["waiting"]["provider_incident"] == {"failing": 6, "of": 6, "projects": 6}
+    assert told["next"] == "Waiting events are tried at 2026-06-01T11:21:40Z."
 
 
 def test_the_dossier_without_redis(project: Project) -> None:

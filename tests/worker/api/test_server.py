@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -21,7 +22,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 @contextmanager
-def serving(app: FastAPI, **options: int) -> Iterator[Connect]:
+def serving(app: FastAPI, **options: Any) -> Iterator[Connect]:
     server = make_server(app, 0, **options)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = Thread(target=server.run, args=([listener],))
