@@ -160,6 +160,8 @@ class Gauges(Repeating):
             oldest[place] = max(oldest.get(place, 0), (found.now - lane.accepted) / 1000)
             for limit, share in _hold_used(one, lane, found.now):
                 used[one.slug, limit] = max(used.get((one.slug, limit), 0), share)
+        for slug in (metrics.NOBODY, *self._slugs):
+            metrics.DEAD_LETTERS.labels(slug).inc(0)  # there before the first: an increase is seen
         for slug in self._slugs:
             metrics.INCIDENT.labels(slug).set(slug in opened)
             for state in STATES.values():

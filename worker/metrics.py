@@ -24,6 +24,7 @@ from prometheus_client import (
 
 from providers.kit import Delivered, Partial, Verdict
 
+NOBODY = "none"  # the provider of an event that could not be read
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LAG = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200, 43200, 259200)
 
@@ -41,6 +42,9 @@ LAG_SECONDS = Histogram(
     "onward_delivery_lag_seconds", "From intake to delivered", ["provider"], buckets=LAG
 )
 EVENTS = Counter("onward_events", "Events read from the intake, by what they were", ["kind"])
+DEAD_LETTERS = Counter(
+    "onward_dead_letters", "Dead letters; provider `none`: malformed events", ["provider"]
+)
 SUSPENSIONS = Counter("onward_suspensions", "Pipelines suspended", ["provider", "reason"])
 RECORDED = Counter("onward_recorded_rows", "Rows moved from the journal to the database", ["table"])
 LEASES = Gauge(
@@ -82,21 +86,22 @@ REFRESHED = _gauge(
     "onward_gauges_refreshed_timestamp_seconds", "When the gauges of the whole were last read"
 )
 ALL = (
-    ATTEMPTS, ATTEMPT_SECONDS, OUTCOMES, LAG_SECONDS, EVENTS, SUSPENSIONS, RECORDED, LEASES,
-    BACKLOG, INTAKE_AGE, JOURNAL_AGE, WAITING, WAITING_AGE, HOLD_USED, REDIS_BYTES, REDIS_RATIO,
-    PIPELINES, INCIDENT, UNACCOUNTED, REFRESHED,
+    ATTEMPTS, ATTEMPT_SECONDS, OUTCOMES, LAG_SECONDS, EVENTS, DEAD_LETTERS, SUSPENSIONS, RECORDED,
+    LEASES, BACKLOG, INTAKE_AGE, JOURNAL_AGE, WAITING, WAITING_AGE, HOLD_USED, REDIS_BYTES,
+    REDIS_RATIO, PIPELINES, INCIDENT, UNACCOUNTED, REFRESHED,
 )  # fmt: skip
 
 # What the delivery loop counts is added up here, and published with its commits: a value that is
 # shared between processes costs two microseconds a time.
 _counted: Counts[tuple[str, ...]] = Counts()
+_KINDS = {"attempt": ATTEMPTS, "outcome": OUTCOMES, "event": EVENTS, "letter": DEAD_LETTERS}
 _attempt_seconds: dict[str, list[float]] = {}
 _lag_seconds: dict[str, list[float]] = {}
 
 
 @cache
 def _child(kind: str, *labels: str) -> Any:
-    return {"attempt": ATTEMPTS, "outcome": OUTCOMES, "event": EVENTS}[kind].labels(*labels)
+    return _KINDS[kind].labels(*labels)
 
 
 @cache
@@ -118,6 +123,8 @@ def attempt(slug: str, verdict: Verdict, seconds: float) -> None:
 def ended(slug: str, name: str, reason: str) -> None:
     """Count an event x integration that came to its end."""
     _counted["outcome", slug, name, reason] += 1
+    if name == "rejected":
+        _counted["letter", slug] += 1
 
 
 def lag(slug: str, seconds: float) -> None:
@@ -128,6 +135,8 @@ def lag(slug: str, seconds: float) -> None:
 def event(kind: str, count: int = 1) -> None:
     """Count events read: accepted, malformed, duplicate or unrouted."""
     _counted["event", kind] += count
+    if kind == "malformed":
+        _counted["letter", NOBODY] += count
 
 
 def publish() -> None:

@@ -48,3 +48,16 @@ def test_times_fall_into_the_buckets_that_observing_one_by_one_fills() -> None:
 
     assert shape("kochava") == shape("branch")
     assert shape("branch")["onward_delivery_attempt_seconds_count None"] == len(seconds)
+
+
+def test_what_is_given_up_counts_as_a_dead_letter() -> None:
+    def letters(slug: str) -> float:
+        return value("onward_dead_letters_total", provider=slug)
+
+    before, unread = letters("tenjin"), letters("none")
+    metrics.ended("tenjin", "rejected", "bad_request")
+    metrics.ended("tenjin", "expired", "hold_seconds")
+    metrics.event("malformed", 2)
+    metrics.event("accepted", 3)
+    metrics.publish()
+    assert (letters("tenjin"), letters("none")) == (before + 1, unread + 2)
