@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from worker.store.errors import NotFound
 from worker.store.models import DeadLetter
@@ -84,6 +84,13 @@ def headings(
     if open_only:
         query = query.where(_T.c.replayed_at.is_(None))
     return connection.execute(query).all()
+
+
+def count_open(connection: Connection, integration_id: str) -> int:
+    """Return how many of an integration's dead letters were not replayed yet."""
+    query = select(func.count()).select_from(_T)
+    query = query.where(_T.c.integration_id == integration_id, _T.c.replayed_at.is_(None))
+    return int(connection.execute(query).scalar_one())
 
 
 def lock(connection: Connection, ids: Sequence[int], *, open_only: bool = True) -> list[DeadLetter]:

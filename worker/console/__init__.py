@@ -1,0 +1,1 @@
+"""The operators' console at `/console`: pages made here, by the functions that API and CLI call."""
