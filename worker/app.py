@@ -106,7 +106,12 @@ def make_celery() -> Celery:
 
 
 class Ticking(bootsteps.StartStopStep):
-    """The ticker thread of every worker's parent: hints, expiry, gauges; and the word to stop."""
+    """The ticker thread of every worker's parent: hints, expiry, gauges; and the word to stop.
+
+    It starts when the pool has forked: a child forked while a thread imports would wait for ever.
+    """
+
+    requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:  # noqa: ARG002  the step's signature
         """Start ticking."""

@@ -186,6 +186,7 @@ def worker() -> None:
         metrics.prepare(Path(tempfile.mkdtemp(prefix="onward-metrics-")))
     from worker import app  # noqa: PLC0415  makes the shared memory that children inherit
 
+    _import_before_fork()
     settings = app.settings()
     logs.configure(settings)
     for warning in check_redis(app.redis()):
@@ -200,6 +201,15 @@ def worker() -> None:
             "--without-gossip", "--without-mingle", "--without-heartbeat",
         ]
     )  # fmt: skip
+
+
+def _import_before_fork() -> None:
+    """Import what children use: once for all of them, and never while a thread's import is on."""
+    from worker import gauges, tasks, ticker  # noqa: F401, PLC0415  quick --help
+    from worker.registry import all_providers  # noqa: PLC0415
+    from worker.transport import narrow  # noqa: F401, PLC0415
+
+    all_providers()
 
 
 def api(
