@@ -1,6 +1,7 @@
 """A service under fault: upstreams with a count of their own, load, and the accounts at the end."""
 
 import json
+import os
 import threading
 import time
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 from redis.exceptions import RedisError
+from sqlalchemy import func, select
 
 from tests.faults.invariants import Accounts, accounts_of, at_rest, no_secret_shown, suspensions
 from tests.faults.proxy import Proxy
@@ -19,7 +21,8 @@ from tests.stack import PROJECT, Stack, end, eventually, family
 from worker.sample import events
 from worker.state import Keys, shard_of
 from worker.store.database import reading
-from worker.store.integrations import config_rows
+from worker.store.integrations import config_rows, delete
+from worker.store.models import AuditRow, DeadLetter
 from worker.store.projects import create_project
 from worker.supervisor import Part
 
@@ -76,9 +79,13 @@ class Scene(Stack):
 
     def calls(self, status: int | str, slug: str = "webhooks") -> int:
         """Return how many of an upstream's last 200 calls ended so: a status, or a fault's mode."""
+        return sum(call["status"] == status for call in self.last_calls(slug))
+
+    def last_calls(self, slug: str) -> list[dict[str, Any]]:
         asked = {"slug": slug, "last": "200"}
         answer = httpx.get(f"{self.sandbox_url}/_sandbox/calls", params=asked).json()
-        return sum(call["status"] == status for call in answer["calls"])
+        calls: list[dict[str, Any]] = answer["calls"]
+        return calls
 
     def settled(self) -> bool:
         """Whether nothing waits but behind suspended pipelines, and all is recorded."""
@@ -88,6 +95,18 @@ class Scene(Stack):
             states = {row.id: row.active for row in config_rows(connection)}
         waiting = [line for line in self.balance().lines if line.waiting]
         return all(states.get(line.integration_id) == 2 for line in waiting)
+
+    def letters(self) -> list[str]:
+        """Return the reasons of the dead letters."""
+        with reading(self.engine) as connection:
+            return list(connection.execute(select(DeadLetter.table().c.reason)).scalars())
+
+    def flips(self) -> int:
+        """Return how many suspensions the audit has."""
+        table = AuditRow.table()
+        query = select(func.count()).where(table.c.action == "integration.suspend")
+        with reading(self.engine) as connection:
+            return connection.execute(query).scalar() or 0
 
     # --- what is sent -----------------------------------------------------------------------
 
@@ -172,6 +191,14 @@ class Scene(Stack):
         self.start(part)
         eventually(lambda: self.drains(part), 90, "the worker drains again")
 
+    def delete(self, integration_id: str) -> None:
+        with self.engine.begin() as connection:
+            delete(connection, integration_id, "test")
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment of a process of this service."""
+        return {**os.environ, **self.environment}
+
     def sql(self, statement: str, **values: Any) -> int:
         """Run a statement as an operator would; return how many rows it changed."""
         from sqlalchemy import text
@@ -190,6 +217,11 @@ class Scene(Stack):
         """Wait until `more` events than now have arrived."""
         before = self.arrived()
         eventually(lambda: self.arrived() >= before + more, seconds, "deliveries go on")
+
+    def published(self, more: int) -> None:
+        """Wait until `more` events than now have been published."""
+        before = len(self.sent[PROJECT])
+        eventually(lambda: len(self.sent[PROJECT]) >= before + more, why="the producer goes on")
 
     def check(
         self,
