@@ -15,7 +15,7 @@ from worker import replay, trial
 from worker.api.auth import Here, Operator, Principal, Services, principal_of_request
 from worker.api.body import Body, read_model
 from worker.api.errors import ApiError, invalid
-from worker.api.schemas import ID, WORD, schema_of
+from worker.api.schemas import ID, LARGEST, WORD, schema_of
 from worker.api.v4 import IntegrationId
 from worker.directory import Integration, compile_integration
 from worker.store import audit, integrations
@@ -27,7 +27,7 @@ REPLAY_SECONDS = 20  # of sending again in one request; what is left is for the 
 router = APIRouter(
     prefix="/ops/v1", tags=["operations"], dependencies=[Depends(principal_of_request)]
 )
-LetterId = Annotated[int, Field(ge=1, le=2**63 - 1)]
+LetterId = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 def _sent(send: trial.Send, integration: Integration, here: Services) -> trial.Trial | None:
@@ -110,7 +110,20 @@ class Replay(BaseModel):
 
     model_config = ConfigDict(
         strict=True,
-        json_schema_extra={"examples": [{"integration": "c9VdLs3H", "dry_run": True}]},
+        json_schema_extra={
+            "examples": [{"integration": "c9VdLs3H", "dry_run": True}],
+            "anyOf": [
+                *(
+                    {"required": [name], "properties": {name: {"type": kind}}}
+                    for name, kind in (
+                        ("integration", "string"),
+                        ("reason", "string"),
+                        ("ids", "array"),
+                    )
+                ),
+                {"required": ["all"], "properties": {"all": {"const": True}}},
+            ],
+        },
     )
 
     integration: str | None = Field(None, pattern=ID)
@@ -118,7 +131,7 @@ class Replay(BaseModel):
     reason: str | None = Field(None, pattern=WORD)
     ids: list[LetterId] | None = Field(None, min_length=1, max_length=1000)
     all: bool = False
-    after: int = Field(0, ge=0, le=2**63 - 1, description="Go on after this id")
+    after: int = Field(0, ge=0, le=LARGEST, description="Go on after this id")
     force: bool = Field(False, description="Also those replayed before; malformed to the intake")
     dry_run: bool = Field(False, description="Only say how many would be sent again")
     rate: float | None = Field(None, ge=0.1, le=100_000, description="At most so many a second")

@@ -12,7 +12,7 @@ from worker.api.auth import Here, Operator, Principal, principal_of_request
 from worker.api.body import Body
 from worker.api.dossier import dossier_of
 from worker.api.records import AuditEntry, DeadLetterObject, DeadLetterWhole, DeliveryObject
-from worker.api.schemas import ID, WORD, IntegrationObject, NewStatus, schema_of
+from worker.api.schemas import ID, LARGEST, WORD, IntegrationObject, NewStatus, schema_of
 from worker.api.v4 import IntegrationId, all_but, status_of
 from worker.registry import all_providers, provider_of
 from worker.store import audit, dead_letters, deliveries, integrations, projects
@@ -25,10 +25,10 @@ router = APIRouter(
 )
 Id = Annotated[str | None, Query(pattern=ID)]
 Word = Annotated[str | None, Query(pattern=WORD)]
-Before = Annotated[int | None, Query(ge=1, le=2**63 - 1, description="Go on from this id")]
+Before = Annotated[int | None, Query(ge=1, le=LARGEST, description="Go on from this id")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 register_url_convertor("letter_id", all_but("replay"))
-LetterId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+LetterId = Annotated[int, Path(ge=1, le=LARGEST)]
 
 
 def _reach(who: Principal, project: str | None) -> str | None:

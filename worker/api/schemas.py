@@ -13,6 +13,7 @@ from worker.store.models import Integration
 Store = Literal["iOS", "Android", "Stripe"]
 ID = r"^[A-Za-z0-9_:.-]{1,128}$"  # of a project, an integration or an event
 WORD = r"^[a-z_]{1,64}$"  # an outcome or a reason
+LARGEST = 2**53 - 1  # what a JSON number holds exactly, everywhere
 
 INTEGRATION = {
     "object": "integration",
