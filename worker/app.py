@@ -1,13 +1,17 @@
 """Composition root: the settings of the environment → Celery, store, directory, transport."""
 
+import fcntl
 import logging
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from multiprocessing import Array, Value
+from multiprocessing import RawArray, RawValue
+from tempfile import TemporaryFile
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -39,9 +43,11 @@ SOCKET: dict[str, Any] = {
     "retry_on_timeout": True,
 }
 # Made by the parent before its children fork. `stopping`: leave your slice. `_slots`: pids of the
-# children that drain; one child more than slots is there for the recorder.
-stopping = Value("b", 0)
-_slots: Any = Array("i", [0] * settings().concurrency)
+# children that drain; one child more than slots is there for the recorder. No lock of theirs may
+# outlive a child that is killed: a file's lock ends with the process that has it.
+stopping = RawValue("b", 0)
+_slots: Any = RawArray("i", settings().concurrency)
+_slots_file = TemporaryFile()  # noqa: SIM115  as long as the process
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
 
 
@@ -133,7 +139,7 @@ class Ticking(bootsteps.StartStopStep):
 
 def free_slot() -> int | None:
     """Take a place among the draining children of this worker; None where all are taken."""
-    with _slots.get_lock():
+    with _changing_slots():
         for number, pid in enumerate(_slots):
             if pid == 0 or not alive(pid):
                 _slots[number] = os.getpid()
@@ -143,9 +149,18 @@ def free_slot() -> int | None:
 
 def leave_slot(number: int) -> None:
     """Give the place back."""
-    with _slots.get_lock():
+    with _changing_slots():
         if _slots[number] == os.getpid():
             _slots[number] = 0
+
+
+@contextmanager
+def _changing_slots() -> Iterator[None]:
+    fcntl.lockf(_slots_file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(_slots_file, fcntl.LOCK_UN)
 
 
 def open_slots() -> int:

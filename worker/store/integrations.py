@@ -245,7 +245,8 @@ def suspend(
     """Suspend the pipeline if it is still active under `epoch`; True only for who did it.
 
     One conditional statement, so of many racing workers one wins; the flip moves the epoch, so
-    that late failures of the old one can not suspend a pipeline that was activated since.
+    that late failures of the old one can not suspend a pipeline that was activated since. One
+    that was paused or suspended meanwhile stays so; its epoch moves too, and failures count anew.
     """
     message = message[:MESSAGE_LENGTH]
     flipped = connection.execute(
@@ -268,6 +269,8 @@ def suspend(
         .returning(_T.c.project_id, _T.c.slug, _T.c.title)
     ).first()
     if flipped is None:
+        same = update(_T).where(_T.c.id == integration_id, _T.c.epoch == epoch)
+        connection.execute(same.values(epoch=_T.c.epoch + 1))
         return False
     project_id, slug, title = flipped
     after = {"active": 2, "reason": reason, "message": message}
