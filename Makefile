@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 LOCK := $(UV) pip compile -q pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check fmt lock bench bench-quick faults new-provider
+.PHONY: help install run demo test test-all check fmt lock bench bench-quick faults new-provider
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,8 +24,14 @@ run: install  ## the service on embedded defaults, with the sandbox and a sample
 demo: install  ## the whole story against the sandbox
 	@.venv/bin/onward demo
 
-test: install  ## the whole test suite
+test: install  ## every test but the slow ones of faults
+	@$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-all: install  ## every test
 	@$(PY) -m pytest -q -n 2 --dist loadfile
+
+faults: install  ## break everything, account for every event; ends with a table of what held
+	@$(PY) -m pytest -q tests/faults --durations=0 --durations-min=60
 
 check: install  ## formatter, linter, strict types, import rules, lock up to date
 	@.venv/bin/ruff format --check .

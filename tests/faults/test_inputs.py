@@ -120,6 +120,7 @@ def test_malformed_events(scene: Make) -> None:
         assert worker.running
 
 
+@pytest.mark.slow
 @pytest.mark.row(37, "odd but valid events: delivered or answered for, one place each")
 def test_odd_events(scene: Make) -> None:
     with scene() as s:

@@ -25,6 +25,7 @@ def test_children_are_killed(scene: Make) -> None:
         assert [found[hook].count("delivered") for hook in hooks] == [600] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.row(2, "kill -9 of the worker's parent")
 def test_the_parent_is_killed(scene: Make) -> None:
     with scene() as s:

@@ -98,6 +98,7 @@ def test_the_link_flaps(scene: Make) -> None:
         s.check(duplicates=WINDOW)
 
 
+@pytest.mark.slow
 @pytest.mark.row(14, "answers of the store cut off midway, at many places")
 def test_answers_are_cut(scene: Make) -> None:
     with scene() as s, Proxy(s.redis_port) as link:
@@ -173,6 +174,7 @@ def test_the_broker_is_spoilt(scene: Make) -> None:
         s.check(duplicates=WINDOW)
 
 
+@pytest.mark.slow
 @pytest.mark.row(19, "consumer groups deleted while entries are in flight")
 def test_groups_are_deleted(scene: Make) -> None:
     with scene() as s:

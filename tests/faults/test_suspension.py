@@ -102,6 +102,7 @@ def test_paused_behind_our_back(scene: Make) -> None:
         assert accounts.count("skipped") == 80
 
 
+@pytest.mark.slow
 @pytest.mark.row(33, "settings changed while events wait: the new ones apply")
 def test_settings_change(scene: Make) -> None:
     with scene() as s:

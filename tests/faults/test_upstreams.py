@@ -74,6 +74,7 @@ def test_answers_that_are_none(scene: Make) -> None:
         s.check(ordered=True)
 
 
+@pytest.mark.slow
 @pytest.mark.row(25, "upstream refuses connections, resets, cuts its answers")
 def test_no_connection(scene: Make) -> None:
     with scene(PATIENT) as s, Proxy(s.sandbox_port) as link:
