@@ -1,6 +1,6 @@
 """The sandbox: every fake upstream behind one port, at `/<host of the real one>/<path>`.
 
-`/_sandbox/` tells it to fail and asks what has arrived. It listens on the loopback address by default.
+`/_sandbox/` tells it to fail and asks what has arrived. It listens on loopback by default.
 """
 
 import asyncio
