@@ -10,7 +10,7 @@ FROM python:3.11-slim-bookworm
 COPY --from=build /opt/onward /opt/onward
 ENV PATH=/opt/onward/bin:$PATH PYTHONUNBUFFERED=1 ONWARD_DATA_DIR=/data ONWARD_LOG_FORMAT=json
 RUN useradd --system --uid 10001 onward && install -d -o onward /data
-USER onward
+USER 10001
 VOLUME /data
 ENTRYPOINT ["onward"]
 CMD ["worker"]
