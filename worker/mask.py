@@ -12,6 +12,7 @@ from providers.kit import Request, dump_text
 
 HIDDEN = "***"
 SHORT = 8  # characters; a shorter secret is hidden only where it stands alone
+CUT = 6  # characters of a secret's beginning that are hidden at the end of a text that was cut
 _BASIC = re.compile(r"(Basic )(\S+)", re.IGNORECASE)
 _ASSERTION = re.compile(r"\b((?:assertion|client_assertion|client_secret|code)=)[^&]+")
 _LINE = re.compile(r"[A-Za-z0-9+/=]{16,}")  # of a key in PEM; its line ends may be escaped
@@ -27,7 +28,8 @@ class Mask:
     """Hides the given secrets: `mask(text)`, `mask.request(request)`.
 
     They are found as they are, percent-encoded, inside JSON text, inside base64, and line by line
-    where they are keys of several lines. Of a secret that is a URL, scheme and host stay.
+    where they are keys of several lines; and so is the beginning of one with which a text ends,
+    having been cut. Of a secret that is a URL, scheme and host stay.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -45,7 +47,9 @@ class Mask:
     def _known(self, text: str) -> str:
         if self._pattern is None:
             return text
-        return self._pattern.sub(lambda found: self._forms[found[0]], text)
+        hidden = self._pattern.sub(lambda found: self._forms[found[0]], text)
+        cut = min((_cut_at(hidden, form) for form in self._forms), default=len(hidden))
+        return hidden if cut == len(hidden) else hidden[:cut] + HIDDEN
 
     def request(self, request: Request) -> Request:
         """Return the request as it may be shown; a body that is not text stays as it is."""
@@ -82,6 +86,16 @@ def _forms(secret: str) -> Iterator[str]:
         yield from _in_base64(secret.encode("utf-8", "replace"))
     for line in _LINE.findall(secret.partition("-----BEGIN")[2]):
         yield from (line, quote(line, safe=""))
+
+
+def _cut_at(text: str, form: str) -> int:
+    """Return where the beginning of `form` begins with which the text ends; its length if none."""
+    at = text.find(form[:CUT], max(0, len(text) - len(form)))
+    while at >= 0:
+        if len(text) - at >= CUT and form.startswith(text[at:]):
+            return at
+        at = text.find(form[:CUT], at + 1)
+    return len(text)
 
 
 def _in_base64(raw: bytes) -> Iterator[str]:

@@ -62,6 +62,16 @@ def test_hides_what_looks_like_a_credential(said: str, shown: str) -> None:
     assert Mask([])(said) == shown
 
 
+@pytest.mark.parametrize("left", range(6, len(SECRET)))
+def test_hides_what_a_cut_has_left_of_a_secret(left: int) -> None:
+    for said in (SECRET, json.dumps(SECRET)[1:-1], b64encode(SECRET.encode()).decode()):
+        assert Mask([SECRET])(f"said {SECRET}, {said[:left]}") == "said ***, ***"
+
+
+def test_a_secret_s_beginning_elsewhere_is_a_word() -> None:
+    assert Mask(["https-key-01234567"])("https-key is bad") == "https-key is bad"
+
+
 def test_the_longest_secret_goes_first() -> None:
     assert Mask(["abcdefgh", "abcdefghijkl", ""])("abcdefghijkl abcdefgh") == "*** ***"
 
