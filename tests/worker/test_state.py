@@ -1,0 +1,145 @@
+"""The scripts on a real server: all or nothing, once, only under the lease, and when it is full."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from tests.stack import free_port
+from worker.state import GROUP, Commit, Keys, LeaseLost, State
+from worker.supervisor import valkey, wait_for_redis
+
+pytestmark = pytest.mark.processes
+KEYS = Keys(3)
+LANE = KEYS.lane("a")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
+    part = valkey(folder, port)
+    part.start(folder / "log")
+    wait_for_redis(f"redis://127.0.0.1:{port}/0")
+    yield f"redis://127.0.0.1:{port}/0"
+    assert part.process
+    part.process.kill()
+    part.process.wait()
+
+
+@pytest.fixture
+async def redis(url: str) -> AsyncIterator[Any]:
+    client = Redis.from_url(url, protocol=2)
+    await client.config_set("maxmemory", 0)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def state(redis: Any) -> State:
+    made = State(redis)
+    assert await made.take(KEYS, "me")
+    return made
+
+
+async def commit(state: State, number: int, what: Commit) -> Any:
+    (reply,) = await state.commit("me", [(KEYS, number, what)])
+    return reply
+
+
+async def read_one(redis: Any) -> bytes:
+    entry: bytes = await redis.xadd(KEYS.intake, {"event": "{}"})
+    await redis.xreadgroup(GROUP, "me", {KEYS.intake: ">"})
+    return entry
+
+
+def moves(entry: bytes) -> Commit:
+    """Return the commit that acknowledges an entry, puts it into a lane and counts it."""
+    return Commit(
+        [entry], [("XADD", LANE, "*", "e", "{}"), ("HINCRBY", KEYS.tally, "a|accepted", 1)]
+    )
+
+
+async def test_a_commit_sent_again_is_written_once(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    first = await commit(state, 7, moves(entry))
+    again = await commit(state, 7, moves(entry))
+    assert first == again
+    assert await redis.xlen(LANE) == 1
+    assert await redis.hgetall(KEYS.tally) == {b"a|accepted": b"1"}
+    assert await redis.xlen(KEYS.intake) == 0
+
+
+async def test_a_shard_that_fails_does_not_keep_others(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    await redis.set(Keys(4).journal, "spoilt")
+    spoilt = Commit([], [("XADD", Keys(4).journal, "*", "p", "")])
+    assert await state.take(Keys(4), "me")
+    bad, good = await state.commit("me", [(Keys(4), 1, spoilt), (KEYS, 2, moves(entry))])
+    assert isinstance(bad, ResponseError)
+    assert isinstance(good, list)
+    assert await redis.xlen(LANE) == 1
+
+
+async def test_nothing_is_written_without_the_lease(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    await redis.set(KEYS.lease, "another")
+    assert isinstance(await commit(state, 1, moves(entry)), LeaseLost)
+    assert await redis.xlen(KEYS.intake) == 1
+
+
+@pytest.mark.parametrize("spoilt", [LANE, KEYS.tally, KEYS.committed])
+async def test_a_key_of_the_wrong_type_leaves_all_as_it_was(
+    state: State, redis: Any, spoilt: str
+) -> None:
+    entry = await read_one(redis)
+    await redis.set(spoilt, "spoilt")
+    for _ in range(2):
+        assert "WRONGTYPE" in str(await commit(state, 1, moves(entry)))
+    await redis.delete(spoilt)
+    assert await redis.xlen(LANE) == 0
+    assert (await redis.xpending(KEYS.intake, GROUP))["pending"] == 1
+    assert len(await commit(state, 1, moves(entry))) == 1
+
+
+async def test_a_spoilt_intake_is_not_taken(state: State, redis: Any) -> None:
+    other = Keys(4)
+    await redis.set(other.intake, "spoilt")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await state.take(other, "me")
+    assert not await redis.exists(other.lease)
+
+
+async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    await redis.config_set("maxmemory", 1)
+    with pytest.raises(ResponseError, match="maxmemory"):
+        await redis.xadd(KEYS.intake, {"event": "{}"})
+    assert len(await commit(state, 1, moves(entry))) == 1
+    assert len(await commit(state, 2, Commit([], moves(b"").commands))) == 1
+    assert await state.take(Keys(4), "me")
+    assert await state.renew([KEYS], "me") == [True]
+    now, owners = await state.owners("me", 1_000)
+    assert (now > 0, owners) == (True, ["me"])
+
+
+async def test_the_group_counts_what_is_there_already(redis: Any) -> None:
+    await redis.xadd(KEYS.intake, {"event": "{}"})
+    assert await State(redis).take(KEYS, "me")
+    reply = await redis.xreadgroup(GROUP, "me", {KEYS.intake: ">"})
+    assert len(reply[0][1]) == 1
+
+
+async def test_an_emptied_lane_is_due_no_more_but_one_that_grew_is(
+    state: State, redis: Any
+) -> None:
+    emptied = Commit([], [("EMPTIED", LANE, KEYS.due, "a")])
+    await redis.zadd(KEYS.due, {"a": 1})
+    await redis.xadd(LANE, {"e": "{}"})
+    await commit(state, 1, emptied)
+    assert await redis.zcard(KEYS.due) == 1
+    await redis.delete(LANE)
+    await commit(state, 2, emptied)
+    assert await redis.zcard(KEYS.due) == 0
