@@ -15,8 +15,7 @@ from worker.api import actions, docs, errors, ops, v4
 from worker.api.auth import RateLimit, Services
 from worker.api.edge import Edge
 from worker.api.ready import checks_of, reasons_of
-from worker.console import actions as acts
-from worker.console import routes as pages
+from worker.console.desk import install_console
 from worker.settings import WorkerSettings
 from worker.store.database import make_engine
 from worker.store.secrets import keyring_of
@@ -65,9 +64,8 @@ def create_app(
     app.include_router(v4.router)
     app.include_router(ops.router)
     app.include_router(actions.router)
-    app.include_router(pages.router)
-    app.include_router(acts.router)
     _add_health(app)
+    install_console(app)
     docs.install(app)
     return app
 

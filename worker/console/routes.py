@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from worker.api.auth import Here, RateLimit
+from worker.api.auth import Here
 from worker.api.dossier import dossier_of
 from worker.api.errors import too_many_requests
 from worker.api.records import DeadLetterWhole
@@ -45,9 +45,6 @@ SAID = {
 }
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/console", include_in_schema=False, route_class=Page)
-meter = look.Meter()
-every = RateLimit(1, burst=60)  # sign-ins tried, all together
-each = RateLimit(0.1, burst=10)  # and from one address
 Text = Annotated[str, Query(max_length=256)]
 Number = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
@@ -66,7 +63,8 @@ def show_sign_in(request: Request, here: Here) -> Response:
 def sign_in(request: Request, here: Here, form: FirstForm) -> Response:
     """Begin a session for the admin key; go on to the page that was asked for."""
     address = request.client.host if request.client else ""
-    if wait := max(each.wait(address), every.wait("")):
+    desk = request.app.state.console
+    if wait := max(desk.each.wait(address), desk.every.wait("")):
         raise too_many_requests(wait)
     sessions = sessions_of(here)
     if not sessions.opens(form.get("key", "")):
@@ -101,7 +99,7 @@ def show_asset(name: str) -> Response:
 
 @router.get("")
 @router.get("/")
-def show_overview(token: Token, here: Here) -> Response:
+def show_overview(request: Request, token: Token, here: Here) -> Response:
     """Return what needs somebody first, then the whole."""
     shards = here.settings.shards
     found = overview(here.redis, here.engine, shards)
@@ -112,7 +110,7 @@ def show_overview(token: Token, here: Here) -> Response:
         "overview.html",
         token=token,
         found=found,
-        traffic=look.traffic(here.redis, shards, meter),
+        traffic=look.traffic(here.redis, shards, request.app.state.console.meter),
         lag=look.lag(last),
         full=share if share >= FULL else 0,
     )
