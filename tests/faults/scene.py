@@ -191,6 +191,16 @@ class Scene(Stack):
         self.start(part)
         eventually(lambda: self.drains(part), 90, "the worker drains again")
 
+    def keep(self, part: Part, seconds: float = 120) -> None:
+        """Start a worker again whenever it has ended, as its supervisor does, until all is done."""
+
+        def done() -> bool:
+            if not part.running:
+                self.start(part)
+            return self.settled()
+
+        eventually(done, seconds, "the worker is started again and goes on")
+
     def delete(self, integration_id: str) -> None:
         with self.engine.begin() as connection:
             delete(connection, integration_id, "test")
