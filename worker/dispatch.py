@@ -24,6 +24,7 @@ from providers.kit import (
     Rejected,
     Retry,
     Skipped,
+    one_line,
 )
 from worker import incidents, lane
 from worker.attempt import Report
@@ -366,7 +367,7 @@ class Dispatcher:
             if statuses
             else integration.provider.title
         )
-        return f"{status}: {report.message or report.reason}"
+        return f"{status}: {one_line(integration.mask(report.message or report.reason))}"
 
     def _went_well(self, pipeline: Pipeline, round_: Round) -> None:
         if round_.delivered and pipeline.health is WELL and not pipeline.probing:

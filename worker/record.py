@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 from sqlalchemy import Engine
 
 from worker import metrics
@@ -35,11 +36,21 @@ def record(redis: Any, engine: Engine, shards: int) -> int:
     """Move every shard's journal to the database until it is empty; return the rows written."""
     written = 0
     for number in range(shards):
-        keys = Keys(number)
-        while rows := _record_some(redis, engine, keys):
-            written += rows
-            redis.pexpire(RECORDING, RECORDING_MS)
-        _suspend_wanted(redis, engine, keys)
+        try:
+            written += _record_shard(redis, engine, Keys(number))
+        except ResponseError:
+            log.exception(
+                "The journal of shard %d cannot be recorded; going on with others", number
+            )
+    return written
+
+
+def _record_shard(redis: Any, engine: Engine, keys: Keys) -> int:
+    written = 0
+    while rows := _record_some(redis, engine, keys):
+        written += rows
+        redis.pexpire(RECORDING, RECORDING_MS)
+    _suspend_wanted(redis, engine, keys)
     return written
 
 
