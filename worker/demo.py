@@ -31,13 +31,14 @@ from worker.store import integrations, projects
 from worker.store.database import make_engine, reading, upgrade
 from worker.store.deliveries import list_deliveries
 from worker.store.models import Delivery
-from worker.supervisor import Part, Supervisor, onward, wait_for_http
+from worker.supervisor import STOP_SECONDS, Part, Supervisor, onward, wait_for_http
 
 PROJECT = "prj_demo"
 USERS = 24
 VICTIM = "webhooks"  # whose upstream refuses for a while; the first slug where there is none
 STEP_SECONDS = 180.0  # no step takes so long, on the busiest machine
 LOOK_SECONDS = 0.5
+UP_SECONDS = 4 * STOP_SECONDS  # it waits for its own parts, one after the other
 TOKENED = "trial_started"  # the event that brings a user's Apple Ads token
 ENVIRONMENT = {"ONWARD_RETRY_SCHEDULE": "0.5,1,1,1.5", "ONWARD_METRICS_PORT": "0"}
 ATTRIBUTION = {
@@ -115,7 +116,8 @@ def _service(stage: Stage) -> Iterator["Demo"]:
         stack.callback(keeper.stop)
         stage.say("Starting a service of its own: Valkey, SQLite, workers, API, and the sandbox …")
         keeper.add(Part("sandbox", onward("sandbox", "--port", str(port))))
-        keeper.add(Part("up", onward("up", "--port", "0"), demo.environment))
+        command = onward("up", "--port", "0")
+        keeper.add(Part("up", command, demo.environment, patience=UP_SECONDS))
         yield demo
 
 
@@ -193,6 +195,7 @@ class Demo:
         self.settings = load_settings(self.environment)
         upgrade(self.settings.database_url)
         self.engine = make_engine(self.settings.database_url)
+        self.http = httpx.Client(base_url=self.sandbox)
 
     def connect(self) -> None:
         """Wait until everything is up and a worker drains."""
@@ -205,6 +208,7 @@ class Demo:
         """Let go of the databases."""
         if self.redis is not None:
             self.redis.close()
+        self.http.close()
         self.engine.dispose()
 
     def last_words(self) -> list[str]:
@@ -251,7 +255,7 @@ class Demo:
         held = sum(event["platform"] == self.stores[victim] for event in made[first:])
         self.until(lambda: self.settled(held), f"{held:,} events to be held")
         self.stage.say(f"4. The upstream is put right; {victim} is activated again")
-        httpx.delete(f"{self.sandbox}/_sandbox/faults").raise_for_status()
+        self.http.delete("/_sandbox/faults").raise_for_status()
         with self.engine.begin() as connection:
             integrations.set_status(connection, self.pipelines[victim], 1, "demo")
         self.until(self.settled, "the held events to arrive")
@@ -263,7 +267,7 @@ class Demo:
         self.sent += made
 
     def _fault(self, **fault: Any) -> None:
-        httpx.post(f"{self.sandbox}/_sandbox/faults", json=fault).raise_for_status()
+        self.http.post("/_sandbox/faults", json=fault).raise_for_status()
 
     def _state(self, slug: str) -> Any:
         with reading(self.engine) as connection:
@@ -361,13 +365,13 @@ class Demo:
             )
 
     def _taken(self, slug: str) -> dict[str, int]:
-        answer = httpx.get(f"{self.sandbox}/_sandbox/taken", params={"slug": slug}).json()
+        answer = self.http.get("/_sandbox/taken", params={"slug": slug}).json()
         ids: dict[str, int] = answer["ids"]
         return ids
 
     def _answered(self, slug: str) -> bool:
         params: dict[str, Any] = {"slug": slug, "last": 200}
-        calls = httpx.get(f"{self.sandbox}/_sandbox/calls", params=params).json()["calls"]
+        calls = self.http.get("/_sandbox/calls", params=params).json()["calls"]
         return any(str(call["status"]).startswith("2") for call in calls)
 
     def _check_order(self, slug: str) -> None:

@@ -32,6 +32,7 @@ class Part:
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
     pause: float = 0.5  # s before the next start; doubles while it keeps dying
+    patience: float = STOP_SECONDS  # how long it may take to end before it is killed
 
     def start(self, log_file: Path) -> None:
         """Start it, in a session of its own: a terminal's interrupt is ours to pass on."""
@@ -101,9 +102,9 @@ class Supervisor:
             assert part.process is not None  # noqa: S101  it runs
             part.process.terminate()
             try:
-                part.process.wait(STOP_SECONDS)
+                part.process.wait(part.patience)
             except subprocess.TimeoutExpired:
-                self._say(f"{part.name} did not end in {STOP_SECONDS:.0f} s; killing it")
+                self._say(f"{part.name} did not end in {part.patience:.0f} s; killing it")
                 os.killpg(part.process.pid, signal.SIGKILL)
                 part.process.wait()
 

@@ -32,7 +32,8 @@ def left(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         try:
-            if str(folder) in " ".join([*process.cmdline(), process.environ().get("TMPDIR", "")]):
+            signs = [*process.cmdline(), process.environ().get("TMPDIR", ""), process.cwd()]
+            if str(folder) in " ".join(signs):
                 found.append(f"{process.pid} {process.cmdline()}")
         except psutil.Error:
             continue
