@@ -59,4 +59,5 @@ class Ticker(Repeating):
         for number in range(self.settings.shards):
             pipe.xlen(Keys(number).journal)
             pipe.hlen(Keys(number).wanted)
-        return any(pipe.execute())
+        counts = pipe.execute(raise_on_error=False)  # a spoilt key must not keep the others
+        return any(count for count in counts if isinstance(count, int))

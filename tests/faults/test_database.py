@@ -10,8 +10,10 @@ from sqlalchemy import make_url
 
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Make, Scene
+from tests.faults.test_upstreams import says
 from tests.stack import eventually
 from tests.worker.store.databases import database
+from worker.sandbox.upstreams import webhooks
 
 pytestmark = pytest.mark.processes
 
@@ -94,3 +96,26 @@ def test_started_without_a_database(scene: Make, postgres: tuple[str, Proxy, str
         assert worker.running
         link.open()
         s.check()
+
+
+@pytest.mark.slow
+@pytest.mark.row(87, "an upstream echoes the secret, NUL and line breaks in its error")
+def test_an_upstream_echoes_secrets(scene: Make, postgres: tuple[str, Proxy, str]) -> None:
+    url, _, _ = postgres
+    words = f"no\0t you:\r\n{webhooks.TOKEN} \u202e {webhooks.SECRET}".encode()
+    head = b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(words)
+    with scene({"ONWARD_RETRY_THRESHOLD": "4"}, database=url) as s, Proxy(s.sandbox_port) as link:
+        hook = s.hook("a")
+        s.worker(ONWARD_UPSTREAM=f"http://127.0.0.1:{link.port}")
+        link.play = says(head + words)
+        s.send(20)
+        for due in (lambda: s.state(hook).delivery_error_count, lambda: s.state(hook).active == 2):
+            eventually(due, 60, "told of, before and after its suspension")
+            told = s.state(hook).last_error_message or ""
+            assert told.startswith("500 from Webhooks: no t you: ")
+            assert webhooks.TOKEN not in told
+            assert webhooks.SECRET[-20:] not in told
+            assert told.isprintable()
+        link.play = None
+        s.activate(hook)
+        s.check(flips=1)
