@@ -48,6 +48,7 @@ SOCKET: dict[str, Any] = {
 stopping = RawValue("b", 0)
 _slots: Any = RawArray("i", settings().concurrency)
 _slots_file = TemporaryFile()  # noqa: SIM115  as long as the process
+LEAVE_SECONDS = 15  # a slice needs half of it to hand back what is in flight
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
 
 
@@ -194,7 +195,7 @@ def _after_fork(**_: Any) -> None:
         made.cache_clear()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(settings())
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 @worker_process_shutdown.connect
@@ -203,10 +204,15 @@ def _forget_gauges(pid: int, **_: Any) -> None:
         metrics.process_died(pid)
 
 
-def _watch_parent(parent: int) -> None:
-    """End this child when its parent is gone, so that a killed worker leaves no orphan."""
-    while os.getppid() == parent:
+def _watch(parent: int) -> None:
+    """End this child when its parent is gone, or when it does not leave though it was told to.
+
+    A killed worker leaves no orphan, and one whose database hangs can be stopped.
+    """
+    told = 0
+    while os.getppid() == parent and told < LEAVE_SECONDS:
         time.sleep(1)
+        told += bool(stopping.value)
     os._exit(1)
 
 

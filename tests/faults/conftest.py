@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
+from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
 from tests.faults.table import HEAD, row_of
+from tests.worker.store.databases import database
 
 OUTCOMES = ("passed", "failed", "error", "xfailed", "xpassed")
 
@@ -48,6 +51,16 @@ def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[.
     yield make
     if not request.node.stash.get(_BROKEN, False):
         assert all(one.checked for one in made), "a test of a fault ends with the accounts"
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[tuple[str, Proxy, str]]:
+    """Give a database's URL, a link to it, and the URL through that link."""
+    with database("postgresql", tmp_path) as url:
+        folder = make_url(url).query["host"]
+        with Proxy(f"{folder}/.s.PGSQL.5432") as link:
+            through = make_url(url).set(query={}, host="127.0.0.1", port=link.port)
+            yield url, link, through.render_as_string(hide_password=False)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -3,16 +3,13 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
 
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Make, Scene
 from tests.faults.test_upstreams import says
 from tests.stack import eventually
-from tests.worker.store.databases import database
 from worker.sandbox.upstreams import webhooks
 
 pytestmark = pytest.mark.processes
@@ -28,16 +25,6 @@ def locked(s: Scene) -> Iterator[None]:
     finally:
         connection.execute("ROLLBACK")
         connection.close()
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[tuple[str, Proxy, str]]:
-    """Give a database's URL, a link to it, and the URL through that link."""
-    with database("postgresql", tmp_path) as url:
-        folder = make_url(url).query["host"]
-        with Proxy(f"{folder}/.s.PGSQL.5432") as link:
-            through = make_url(url).set(query={}, host="127.0.0.1", port=link.port)
-            yield url, link, through.render_as_string(hide_password=False)
 
 
 @pytest.mark.row(24, "database locked for longer than a writer waits")

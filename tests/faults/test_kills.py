@@ -5,6 +5,7 @@ from time import monotonic
 
 import pytest
 
+from tests.faults.proxy import Proxy
 from tests.faults.scene import WINDOW, Make
 from tests.stack import end, eventually, family
 
@@ -142,4 +143,27 @@ def test_a_frozen_worker_wakes_up(scene: Make) -> None:
             end(process, SIGCONT)
         with s.load():
             s.moving(200)
+        s.check(duplicates=WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row(6, "TERM while the database or the store hangs: leaves in time")
+@pytest.mark.parametrize("what", ["database", "store"])
+def test_leaving_while_a_server_hangs(
+    scene: Make, postgres: tuple[str, Proxy, str], what: str
+) -> None:
+    url, to_database, through = postgres
+    with scene(database=url) as s, Proxy(s.redis_port) as to_store:
+        s.hook("a")
+        worker = s.worker(ONWARD_DATABASE_URL=through, **s.behind(to_store))
+        s.send(100)
+        s.moving(100 - s.arrived())
+        link = to_database if what == "database" else to_store
+        link.silent = True
+        s.send(100)
+        if what == "database":
+            s.moving(100)
+        s.stop(worker, seconds=30)
+        link.silent = False
+        s.worker()
         s.check(duplicates=WINDOW)
