@@ -69,7 +69,8 @@ def sign_in(request: Request, here: Here, form: FirstForm) -> Response:
     sessions = sessions_of(here)
     if not sessions.opens(form.get("key", "")):
         log.warning("A sign-in to the console from %s failed", address)
-        return sign_in_page(request, 403, "That is not the admin key.")
+        wrong = "That is not the admin key."
+        return sign_in_page(request, 403, wrong, after=safe_next(form.get("next", "")))
     with here.engine.begin() as connection:
         audit.add(connection, ACTOR, "console.sign_in", after={"address": address})
     answer = RedirectResponse(safe_next(form.get("next", "")), 303)

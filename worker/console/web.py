@@ -193,13 +193,16 @@ def _error(status: int, message: str) -> Response:
     return render("error.html", status, code=status, message=message)
 
 
-def sign_in_page(request: Request, status: int = 200, fault: str = "") -> Response:
-    """Return the form of the sign-in, which leads to the page that was asked for."""
-    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+def sign_in_page(
+    request: Request, status: int = 200, fault: str = "", *, after: str = ""
+) -> Response:
+    """Return the form of the sign-in, which leads to `after`, else to the page asked for (401)."""
+    again = status == 401 and request.method == "GET"  # perhaps but the cookie was not sent
+    if again:
+        after = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     kept = request.cookies.get(FIRST, "")  # another tab's form stays good
     first = kept if _FIRST.fullmatch(kept) else secrets.token_hex(16)
-    asked = path if request.method == "GET" else ""
-    answer = render("sign_in.html", status, first=first, next=asked, fault=fault)
+    answer = render("sign_in.html", status, first=first, after=after, again=again, fault=fault)
     set_cookie(request, answer, FIRST, first, 600)
     return answer
 

@@ -4,8 +4,9 @@
 
 const SECONDS = 2;
 const stale = document.getElementById("stale");
+const seen = new Map(); // id of a live part → its HTML as it came last
 
-function replaced(part, fresh) {
+function replace(part, fresh) {
   const open = [...part.querySelectorAll("details[open]")].map((one) => one.id);
   const focus = part.contains(document.activeElement) ? document.activeElement.id : "";
   const next = document.importNode(fresh, true);
@@ -33,9 +34,9 @@ async function look() {
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const part of document.querySelectorAll("[data-live]")) {
         const fresh = page.getElementById(part.id);
-        if (fresh && fresh.innerHTML !== part.dataset.seen && quiet(part)) {
-          fresh.dataset.seen = fresh.innerHTML;
-          replaced(part, fresh);
+        if (fresh && fresh.innerHTML !== seen.get(part.id) && quiet(part)) {
+          seen.set(part.id, fresh.innerHTML);
+          replace(part, fresh);
         }
       }
       stale.hidden = true;
@@ -47,14 +48,14 @@ async function look() {
   setTimeout(look, SECONDS * 1000);
 }
 
-if (document.querySelector("[data-live]")) setTimeout(look, SECONDS * 1000);
+for (const part of document.querySelectorAll("[data-live]")) seen.set(part.id, part.innerHTML);
+if (seen.size) setTimeout(look, SECONDS * 1000);
 
 // A replay goes on by itself, a step at a time.
 document.querySelector("form[data-go-on]")?.requestSubmit();
 
 // A link from elsewhere brings no strict cookie: ask once more from here, where it is sent.
-const asked = document.querySelector("form[data-next]");
-if (asked?.dataset.next) {
+if (document.querySelector("form[data-again]")) {
   fetch(location.href, { credentials: "same-origin" }).then((answer) => {
     if (answer.ok) location.replace(location.href);
   }, () => {});
