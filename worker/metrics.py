@@ -9,6 +9,7 @@ from collections import Counter as Counts
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from prometheus_client import REGISTRY as DEFAULT
@@ -21,6 +22,7 @@ from prometheus_client import (
     multiprocess,
     start_http_server,
 )
+from prometheus_client.mmap_dict import MmapedDict
 
 from providers.kit import Delivered, Partial, Verdict
 
@@ -160,13 +162,17 @@ def _observe(child: Any, bounds: Sequence[float], values: list[float]) -> None:
         child._buckets[bucket].inc(count)  # noqa: SLF001  as above
 
 
+_files = Lock()  # scrapes and the folding of dead processes' files take turns
+
+
 class _Told(multiprocess.MultiProcessCollector):
     """All processes' values, with the help text that their files do not keep."""
 
     def collect(self) -> Any:
         """Return the families."""
         help_ = {family.name: family.documentation for one in ALL for family in one.describe()}
-        families = super().collect()  # type: ignore[no-untyped-call]
+        with _files:
+            families = super().collect()  # type: ignore[no-untyped-call]
         for family in families:
             family.documentation = help_.get(family.name, family.documentation)
         return families
@@ -203,9 +209,28 @@ def process_died(pid: int) -> None:
 
 
 def forget_dead(alive: Callable[[int], bool]) -> None:
-    """Forget the gauges of processes that were killed, and so could not say that they died."""
+    """Forget the gauges of dead processes, and add up their counts in one file of each type.
+
+    Children come and go all day, and each leaves files that every scrape would read.
+    """
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    for path in Path(folder).glob("gauge_live*.db") if folder else ():
-        pid = int(path.stem.rpartition("_")[2])
-        if not alive(pid):
-            process_died(pid)
+    with _files:
+        for path in list(Path(folder).glob("*.db")) if folder else ():
+            pid = path.stem.rpartition("_")[2]
+            if not pid.isdecimal() or alive(int(pid)):
+                continue
+            if path.stem.startswith("gauge"):
+                process_died(int(pid))
+            else:
+                _fold(path, path.with_name(f"{path.stem.partition('_')[0]}_dead.db"))
+
+
+def _fold(path: Path, sums: Path) -> None:
+    """Add the values of one process's file to `sums`, and remove it."""
+    values = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
+    into = MmapedDict(str(sums))  # type: ignore[no-untyped-call]
+    for key, value, timestamp, _ in values:
+        before, _ = into.read_value(key)  # type: ignore[no-untyped-call]
+        into.write_value(key, before + value, timestamp)  # type: ignore[no-untyped-call]
+    into.close()  # type: ignore[no-untyped-call]
+    path.unlink()

