@@ -1,17 +1,21 @@
 """`/console`: what operators do. Every form carries its session's token."""
 
+import json
 import time
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import RedirectResponse
 
+from worker.api import ops
 from worker.api.actions import send_test_event
 from worker.api.auth import Here, Principal
 from worker.api.errors import invalid
 from worker.api.v4 import IntegrationId
 from worker.console.routes import ACTOR, Number, Text
 from worker.console.web import Form, Page, Token, render, signed_in
+from worker.registry import provider_of
 from worker.replay import Choice, Progress, choose, replay
 from worker.store import integrations
 from worker.store.database import reading
@@ -41,6 +45,32 @@ def test_event(integration_id: IntegrationId, here: Here, form: Form) -> Respons
     with reading(here.engine) as connection:
         row = integrations.get(connection, integration_id)
     return render("test.html", token=form["token"], row=row, told=told)
+
+
+@router.get("/integrations/{integration_id:integration_id}/settings")
+def show_settings(integration_id: IntegrationId, token: Token, here: Here) -> Response:
+    """Return the settings to edit; of a secret, only that it is set."""
+    values = ops.show_settings(integration_id, OPERATOR, here)["settings"] or {}
+    with reading(here.engine) as connection:
+        row = integrations.get(connection, integration_id)
+    provider = provider_of(row.slug)
+    schema = provider.settings.model_json_schema()
+    return render(
+        "settings.html", token=token, row=row, title=provider.title,
+        values=json.dumps(values, indent=2, ensure_ascii=False),
+        fields=schema.get("properties", {}), required=schema.get("required", []),
+    )  # fmt: skip
+
+
+@router.post("/integrations/{integration_id:integration_id}/settings")
+def save_settings(integration_id: IntegrationId, here: Here, form: Form) -> Response:
+    """Replace the settings, as `PUT /ops/v1/…/settings` does. What is refused is never shown."""
+    try:
+        values = msgspec.json.decode(form.get("values", ""), type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise invalid("The settings must be a JSON object. Go back and correct them") from None
+    ops.save_settings(integration_id, OPERATOR, here, values, check=form.get("check") == "yes")
+    return RedirectResponse(f"/console/integrations/{integration_id}?did=settings", 303)
 
 
 # --- replay -------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ SPARK = 500  # deliveries in a sparkline
 FULL = 70  # per cent of Redis' memory, from which the intake takes no more
 SAID = {
     "1": "It is active. The first request is a probe; what is held follows in order.",
+    "settings": "The settings are saved. If it is suspended: test it, then re-activate it.",
     "0": "It is paused: events that arrive are neither sent nor held.",
 }
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from worker.intake import IntakeFull
 from worker.store.errors import StoreError
 
 HERE = Path(__file__).parent
-MOST = 16 * 1024  # bytes of a form
+MOST = 64 * 1024  # bytes of a form
 STATES = {0: "paused", 1: "active", 2: "suspended"}
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CSP = (

@@ -1,5 +1,6 @@
 """What operators see: the trouble first, in plain words, escaped; and what they can do about it."""
 
+import html
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -168,6 +169,35 @@ def test_activating_and_pausing(operator: Browser, empty_database: Engine, hook:
     with reading(empty_database) as connection:
         actors = {row.actor for row in audit.list_rows(connection, integration_id=hook, limit=2)}
     assert actors == {"console"}
+
+
+def test_settings_are_replaced_and_secrets_stay_unseen(operator: Browser, hook: str) -> None:
+    path = f"/console/integrations/{hook}/settings"
+    values = '{"url": "https://example.com/a", "auth_token": "s3cr3t-canary"}'
+    answer = operator.post(path, values=values)
+    assert answer.status_code == 303
+    assert "The settings are saved" in operator.get(answer.headers["location"]).text
+    page = operator.get(path).text
+    kept = re.search(r"<textarea[^>]*>(.*?)</textarea>", page, re.DOTALL)
+    assert kept
+    shown = html.unescape(kept[1])
+    assert "https://example.com/a" in shown
+    changed = shown.replace("example.com/a", "example.com/b")
+    assert operator.post(path, values=changed).status_code == 303
+    again = operator.get(path).text
+    assert "https://example.com/b" in again
+    fingerprint = re.search(r"fingerprint\W+(\w+)", shown)
+    assert fingerprint
+    assert fingerprint[1] in again
+    for wrong in (
+        '{"url": 5, "auth_token": "s3cr3t-canary"}',
+        '["s3cr3t-canary"]',
+        "s3cr3t-canary",
+    ):
+        refused = operator.post(path, values=wrong)
+        assert refused.status_code == 400
+        assert "s3cr3t-canary" not in refused.text
+    assert "s3cr3t-canary" not in page + again
 
 
 class Upstream:

@@ -16,12 +16,13 @@ from worker.settings import WorkerSettings
 
 PAGES = (
     "/console", "/console/", "/console/integrations", "/console/integrations/abcdefgh",
+    "/console/integrations/abcdefgh/settings",
     "/console/events?q=e1", "/console/deadletters", "/console/deadletters/1", "/console/replay",
     "/console/anything",
 )  # fmt: skip
 POSTS = (
     "/console/integrations/abcdefgh/status", "/console/integrations/abcdefgh/test",
-    "/console/replay", "/console/sign-out",
+    "/console/integrations/abcdefgh/settings", "/console/replay", "/console/sign-out",
 )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_nor_with_the_token_of_another_session(portal: BlockingPortal, app: Fast
         (b'{"token":"x"}', "application/json"),
         (b"token=x", "text/plain"),
         (b"a=1&" * 40, "application/x-www-form-urlencoded"),
-        (b"token=" + b"x" * 20_000, "application/x-www-form-urlencoded"),
+        (b"token=" + b"x" * 70_000, "application/x-www-form-urlencoded"),
         ("token=é".encode(), "application/x-www-form-urlencoded"),
     ],
 )
