@@ -176,7 +176,7 @@ class Attempt:
         metrics.attempt(integration.slug, verdict, perf_counter() - began)
         if request.optional:
             return [Landed(Delivered(), step=request.step)] * count
-        if isinstance(verdict, Delivered):
+        if isinstance(verdict, Delivered) and not verdict.message:
             return [Landed(verdict, step=request.step, status=response.status)] * count
         whole = verdict.rest if isinstance(verdict, Partial) else verdict
         self.report.blame(whole)
