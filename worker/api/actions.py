@@ -105,26 +105,25 @@ def check_settings(integration_id: IntegrationId, who: Operator, here: Here) -> 
     return {"object": "check", "integration_id": integration_id, **shown}
 
 
+def _needs(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": [name], "properties": {name: schema}}
+
+
+_REPLAY_SCHEMA: dict[str, Any] = {
+    "examples": [{"integration": "c9VdLs3H", "dry_run": True}],
+    "anyOf": [
+        _needs("integration", {"type": "string"}),
+        _needs("reason", {"type": "string"}),
+        _needs("ids", {"type": "array"}),
+        _needs("all", {"const": True}),
+    ],
+}
+
+
 class Replay(BaseModel):
     """Which dead letters to send again; at least one of integration, reason, ids or all."""
 
-    model_config = ConfigDict(
-        strict=True,
-        json_schema_extra={
-            "examples": [{"integration": "c9VdLs3H", "dry_run": True}],
-            "anyOf": [
-                *(
-                    {"required": [name], "properties": {name: {"type": kind}}}
-                    for name, kind in (
-                        ("integration", "string"),
-                        ("reason", "string"),
-                        ("ids", "array"),
-                    )
-                ),
-                {"required": ["all"], "properties": {"all": {"const": True}}},
-            ],
-        },
-    )
+    model_config = ConfigDict(strict=True, json_schema_extra=_REPLAY_SCHEMA)
 
     integration: str | None = Field(None, pattern=ID)
     project: str | None = Field(None, pattern=ID, description="For the admin key")

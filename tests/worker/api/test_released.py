@@ -65,7 +65,8 @@ def test_the_description_of_v4(client: Client) -> None:
     found = client.get("/openapi.json").json()
     paths = {path: item for path, item in found["paths"].items() if path.startswith("/v4/")}
     parts = found["components"]
-    schemas, wanted = {}, refs(paths)
+    schemas: dict[str, Any] = {}
+    wanted = refs(paths)
     while wanted - schemas.keys():
         schemas |= {name: parts["schemas"][name] for name in sorted(wanted - schemas.keys())}
         wanted |= refs(schemas)
