@@ -72,17 +72,20 @@ MALFORMED: dict[str, bytes] = {
     "28 negative time": changed(28, put("time", value=-5)),
     "28 time in words": changed(28, put("time", value="yesterday")),
     "33 amount in words": changed(33, put("price", "value", value="1,00")),
-    "39 compressed": b"\x1f\x8b\x08\x00" + b"\x00" * 40,
-}
-FINE: dict[str, bytes] = {  # delivered, or answered for by the provider; accounted either way
     "14 NUL in a string": changed(14, put("device", "model", value="a\x00b")),
-    "17 2^64": changed(17, put("properties", "n", value=2**64)),
     "19 __proto__": changed(19, put("properties", "__proto__", value="x")),
     "21 long key": changed(21, put("properties", "k" * 20_000, value="x")),
     "27 right to left": changed(27, put("event_name", value="\u202egnp.exe")),
+    "35 reserved names": changed(35, put("properties", "$set", value="x")),
+    "20 100,000 keys": json.dumps({f"k{n}": n for n in range(100_000)}).encode(),
+    "31 user key as an object": changed(31, put("user_id", value={"id": 1})),
+    "39 compressed": b"\x1f\x8b\x08\x00" + b"\x00" * 40,
+}
+FINE: dict[str, bytes] = {  # delivered, or answered for by the provider; accounted either way
+    "17 2^64": changed(17, put("properties", "n", value=2**64)),
+    "18 duplicate keys": raw(b'"country": ', b'"country": "DE", "country": '),
     "32 e-mail malformed": changed(32, put("properties", "_q_email", value="@@")),
     "34 currency XXX": changed(34, put("price", "currency", value="XXX")),
-    "35 reserved names": changed(35, put("properties", "$set", value="x")),
     "36 templates": changed(36, put("properties", "t", value="{{7*7}}${jndi:ldap://x}<script>'--")),
     "37 future version": changed(37, put("version", value=99)),
     "40 an unknown name": changed(40, put("event_name", value="never_heard_of")),
