@@ -11,7 +11,7 @@ from rich.text import Text
 
 from worker.api.dossier import AS_NAMED, REMEDIES, WAIT
 from worker.api.records import DeadLetterObject, DeliveryObject
-from worker.api.schemas import moment
+from worker.api.schemas import moment, title_of
 from worker.cli.output import print_table
 from worker.journal import Row
 from worker.status import Overview, Trouble
@@ -67,6 +67,7 @@ def _advice(one: Trouble) -> str:
     integration = one.integration
     otherwise = AS_NAMED if integration.active == 2 else WAIT
     remedy = REMEDIES.get(integration.last_error_reason or "", otherwise)
+    remedy = remedy.format(title=title_of(integration.slug), secrets="see its settings")
     if integration.active == 1 and one.waiting:
         return remedy
     if integration.active == 1:

@@ -111,6 +111,7 @@ def test_status_names_the_suspended_first_and_what_to_do(
     assert trouble["oldest_since"] == "2026-01-01T00:00:00Z"
     assert trouble["message"] == "401 from Webhooks: no"
     assert f"onward integrations activate {suspended}" in trouble["what_to_do"]
+    assert "{" not in trouble["what_to_do"]
     text = onward("status").out
     assert text.index("401 from Webhooks: no") < text.index("1 active, 1 suspended")
     assert suspended in text
