@@ -133,6 +133,7 @@ def _announce(settings: Any, port: int, folder: Path, sample: str) -> None:
   Redis     {settings.redis_url}
   Database  {settings.database_url}
   Logs      {folder / "log"}
+  Console   http://127.0.0.1:{port}/console
   Admin key {_admin_key_at(settings, folder)}
 {sample}Push an event:  onward publish events.ndjson      Look:  onward integrations list
 Ctrl-C stops it."""
