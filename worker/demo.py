@@ -84,19 +84,25 @@ class TooSlow(RuntimeError):
 
 def play(count: int, stage: Stage) -> bool:
     """Play the story with `count` events; return whether every one is accounted for."""
-    with _service(stage) as demo:
-        try:
-            demo.run(count)
-        except (TooSlow, TimeoutError) as error:
-            demo.faults += [str(error), *demo.last_words()]
-        except InterruptedError:
-            stage.say("Interrupted.", "bad")
-            return False
-        else:
-            demo.check()
-        for fault in demo.faults:
-            stage.say(f"  {fault}", "bad")
+    try:
+        with _service(stage) as demo:
+            _told(demo, count)
+    except KeyboardInterrupt:
+        stage.say("Interrupted.", "bad")
+        return False
     return not demo.faults
+
+
+def _told(demo: "Demo", count: int) -> None:
+    """Play it, and say what is off."""
+    try:
+        demo.run(count)
+    except (TooSlow, TimeoutError) as error:
+        demo.faults += [str(error), *demo.last_words()]
+    else:
+        demo.check()
+    for fault in demo.faults:
+        demo.stage.say(f"  {fault}", "bad")
 
 
 # --- the service --------------------------------------------------------------------------------
@@ -136,9 +142,10 @@ def _own_environment() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough; what follows is the tidying up
-    raise InterruptedError
+def _stop(_number: int, _frame: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # once is enough; what follows is tidying up
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _free_port() -> int:
