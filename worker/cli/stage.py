@@ -14,6 +14,7 @@ from rich.text import Text
 from worker.cli.output import PIPED_WIDTH
 from worker.demo import Line
 
+NUMBERS_WIDTH = 84  # columns of all but the reasons
 MOODS = {"good": "bold green", "bad": "bold red", "": ""}
 
 
@@ -35,7 +36,7 @@ class Stage:
         """Show how the pipelines stand now."""
         self.last = lines
         if self.live is not None:
-            self.live.update(table(lines), refresh=True)
+            self.live.update(table(lines, self.console.width), refresh=True)
 
 
 @contextmanager
@@ -49,17 +50,18 @@ def stage() -> Iterator[Stage]:
         return
     plain = Stage(console, None)
     yield plain
-    console.print(table(plain.last))
+    console.print(table(plain.last, PIPED_WIDTH))
 
 
-def table(lines: Sequence[Line]) -> Table:
-    """Return the pipelines as a table."""
+def table(lines: Sequence[Line], width: int) -> Table:
+    """Return the pipelines as a table; what there is no room for is cut, the reasons first."""
+    room = max(width - NUMBERS_WIDTH, 0)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("pipeline", "state"):
         shown.add_column(column, no_wrap=True)
     for column in ("sent", "delivered", "skipped", "rejected", "held"):
         shown.add_column(column, justify="right", no_wrap=True)
-    shown.add_column("most often not sent because", no_wrap=True, overflow="ellipsis")
+    shown.add_column("most often not sent because"[:room], no_wrap=True)
     for line in lines:
         suspended = line.state != "active"
         counts = (line.sent, line.delivered, line.skipped, line.rejected, line.held)
@@ -67,7 +69,7 @@ def table(lines: Sequence[Line]) -> Table:
             line.title,
             Text(line.state, MOODS["bad"] if suspended else ""),
             *(f"{count:,}" if count else "" for count in counts),
-            Text(line.why),
+            Text(line.why if len(line.why) <= room else f"{line.why[: room - 1]}…" if room else ""),
             style="red" if suspended else "",
         )
     return shown
