@@ -1,24 +1,29 @@
 """Where every accepted event x integration is: the balance that `onward audit` prints.
 
-Redis counts what a commit accepts and ends; the database counts what was recorded. They agree, or
-something is unaccounted for:
+The database counts what commits have accepted and ended, once it is recorded; the journal holds
+what is on its way. Redis keeps counts of its own. They agree, or something is unaccounted for:
 
     accepted = delivered + skipped + rejected + expired + waiting in the lane
-    ended (Redis) = recorded (database) + on its way in the journal
+    accepted, ended (Redis) = recorded (database) + in the journal
+
+Where Redis was emptied, its counts begin anew and the first line still tells what is gone.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine
 
 from worker.journal import PAGE, unpack
+from worker.record import tallies_of
 from worker.state import UNSHARDED, Keys
 from worker.store.database import reading
 from worker.store.deliveries import last_recorded, list_tallies
 
 ENDS = ("delivered", "skipped", "rejected", "expired")
+COUNTS = ("accepted", *ENDS)
 NOBODY = "*"  # tallies of events that reach no integration
 
 
@@ -27,11 +32,24 @@ class Line:
     """The balance of one integration."""
 
     integration_id: str
-    accepted: int
+    counted: dict[str, int]  # by Redis since it was last emptied: accepted, and each end
     waiting: int
-    ended: dict[str, int]
     recorded: dict[str, int]
     in_journal: dict[str, int]
+
+    def known(self, what: str) -> int:
+        """Return how many were accepted, or ended so: recorded or on their way to it."""
+        return self.recorded.get(what, 0) + self.in_journal.get(what, 0)
+
+    @property
+    def accepted(self) -> int:
+        """How many were accepted."""
+        return self.known("accepted")
+
+    @property
+    def ended(self) -> dict[str, int]:
+        """How many ended, by how."""
+        return {what: count for what in ENDS if (count := self.known(what))}
 
     @property
     def missing(self) -> int:
@@ -40,9 +58,13 @@ class Line:
 
     @property
     def unrecorded(self) -> int:
-        """Ended by Redis' count, and neither in the database nor on its way."""
-        known = sum(self.recorded.values()) + sum(self.in_journal.values())
-        return sum(self.ended.values()) - known
+        """Counted by Redis, and neither in the database nor on its way."""
+        return sum(max(self.counted.get(what, 0) - self.known(what), 0) for what in COUNTS)
+
+    @property
+    def forgotten(self) -> int:
+        """Accepted, and not by Redis' count: how many it had when it was emptied."""
+        return max(self.accepted - self.counted.get("accepted", 0), 0)
 
 
 @dataclass(slots=True)
@@ -57,7 +79,7 @@ class Balance:
     @property
     def unaccounted(self) -> int:
         """How many deliveries are not accounted for."""
-        return sum(abs(line.missing) + abs(line.unrecorded) for line in self.lines)
+        return sum(abs(line.missing) + line.unrecorded for line in self.lines)
 
 
 def balance(redis: Any, engine: Engine, shards: int) -> Balance:
@@ -77,7 +99,14 @@ def _read(redis: Any, engine: Engine, shards: int) -> Balance:
     found = Balance(intake=redis.xlen(UNSHARDED))
     for number in range(shards):
         _read_shard(redis, Keys(number), marks[number], recorded, found)
+    seen = {line.integration_id for line in found.lines}
+    for integration in sorted({name for name, _ in recorded} - seen):  # Redis was emptied
+        found.lines.append(Line(integration, {}, 0, _counts(recorded, integration), {}))
     return found
+
+
+def _counts(counts: Mapping[tuple[str, str], int], integration: str) -> dict[str, int]:
+    return {what: counts.get((integration, what), 0) for what in COUNTS}
 
 
 def _read_shard(
@@ -106,15 +135,14 @@ def _read_shard(
         found.dropped[what] = found.dropped.get(what, 0) + count
     rows: Counter[tuple[str, str]] = Counter()
     for _, fields in journal:
-        rows.update((row.integration_id, row.outcome) for row in unpack(fields[PAGE]).rows)
-    for integration, ended in counts.items():
+        rows.update(tallies_of(unpack(fields[PAGE])))
+    for integration, counted in counts.items():
         found.lines.append(
             Line(
                 integration,
-                ended.pop("accepted", 0),
+                counted,
                 waiting.get(integration, 0),
-                ended,
-                {what: recorded.get((integration, what), 0) for what in ENDS},
-                {what: rows[integration, what] for what in ENDS},
+                _counts(recorded, integration),
+                _counts(rows, integration),
             )
         )

@@ -66,9 +66,10 @@ class Page(msgspec.Struct, array_like=True):
     letters: list[Letter] = []
     failures: list[Failure] = []
     learned: list[Learned] = []
+    accepted: dict[str, int] = {}  # integration: events that became its deliveries
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.letters or self.failures or self.learned)
+        return bool(self.rows or self.letters or self.failures or self.learned or self.accepted)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -73,7 +73,7 @@ def _record_some(redis: Any, engine: Engine, keys: Keys) -> int:
         last,
         deliveries=[_delivery(row) for row in page.rows],
         dead_letters=[_letter(letter) for letter in page.letters],
-        tallies=Counter((row.integration_id, row.outcome) for row in page.rows),
+        tallies=tallies_of(page),
         health=_health(page),
         learned=[_learned(item) for item in page.learned],
     ):
@@ -90,12 +90,24 @@ def _next(entry_id: str) -> str:
 
 
 def _joined(pages: list[Page]) -> Page:
+    accepted: Counter[str] = Counter()
+    for page in pages:
+        accepted.update(page.accepted)
     return Page(
         [row for page in pages for row in page.rows],
         [letter for page in pages for letter in page.letters],
         [failure for page in pages for failure in page.failures],
         [item for page in pages for item in page.learned],
+        dict(accepted),
     )
+
+
+def tallies_of(page: Page) -> Counter[tuple[str, str]]:
+    """Return the page's counts by (integration, outcome or "accepted")."""
+    counts = Counter((row.integration_id, row.outcome) for row in page.rows)
+    for integration, count in page.accepted.items():
+        counts[integration, "accepted"] += count
+    return counts
 
 
 def _time(ms: int) -> datetime:

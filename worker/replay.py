@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Connection, Engine
 
 from worker.intake import check_room
+from worker.journal import Page, pack
 from worker.state import REPLAY, Keys, shard_of
 from worker.store import audit
 from worker.store.database import now
@@ -158,8 +159,9 @@ def _replay_some(
             redis.xadd(keys.intake, {"event": letter.body})
     for (project, integration), bodies in lanes.items():
         keys = Keys(shard_of(project, shards))
-        names = [keys.lane(integration), keys.tally, keys.due, keys.grown]
-        redis.eval(REPLAY, len(names), *names, integration, *bodies)
+        names = [keys.lane(integration), keys.tally, keys.due, keys.grown, keys.journal]
+        page = pack(Page(accepted={integration: len(bodies)}))
+        redis.eval(REPLAY, len(names), *names, integration, page, *bodies)
     if letters:
         mark_replayed(connection, [letter.id for letter in letters], now())
     return letters

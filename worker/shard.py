@@ -142,6 +142,11 @@ class Shard:
             commands.append(("HSET", self.keys.progress, entry.id, state))
         commands += self.commands
         commands += tally_commands(self.keys, self.tallies)
+        self.page.accepted = {
+            integration: count
+            for (integration, name), count in self.tallies.items()
+            if name == "accepted"
+        }
         if self.page:
             commands.append(("XADD", self.keys.journal, "*", PAGE, pack(self.page)))
         self.acks, self.adding, self.after = [], [], []

@@ -176,15 +176,16 @@ return redis.call('DEL', KEYS[1])
 """
 
 # Puts deliveries at the end of a lane from outside the loop, accounted like any other.
-# KEYS: lane, tally, due, grown. ARGV: integration, event, event …
+# KEYS: lane, tally, due, grown, journal. ARGV: integration, journal page, event, event …
 REPLAY = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 2, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[i], 't', now) end
-redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|accepted', #ARGV - 1)
+for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[i], 't', now) end
+redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|accepted', #ARGV - 2)
 redis.call('ZADD', KEYS[3], 'NX', now, ARGV[1])
-redis.call('HINCRBY', KEYS[4], ARGV[1], #ARGV - 1)
-return #ARGV - 1
+redis.call('HINCRBY', KEYS[4], ARGV[1], #ARGV - 2)
+redis.call('XADD', KEYS[5], '*', 'p', ARGV[2])
+return #ARGV - 2
 """
 
 # KEYS: this window's ids, the window's before. ARGV: ttl, then id, entry, id, entry …

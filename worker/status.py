@@ -55,7 +55,8 @@ def overview(redis: Any, engine: Engine, shards: int) -> Overview:
     memory = redis.info("memory")
     outcomes: Counter[str] = Counter()
     for (_, outcome), count in tallies.items():
-        outcomes[outcome] += count
+        if outcome != "accepted":
+            outcomes[outcome] += count
     troubled = [one for one in found if one.active == 2 or _fails(one)]
     troubles = list(_troubles(redis, troubled, shards))
     return Overview(

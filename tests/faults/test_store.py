@@ -9,6 +9,7 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.faults.scene import PROJECT, WINDOW, Make, Scene
 from tests.stack import end, eventually
+from worker.sandbox.upstreams import webhooks
 from worker.state import GROUP, UNSHARDED, Keys, shard_of
 
 pytestmark = pytest.mark.processes
@@ -219,6 +220,7 @@ def test_the_store_is_emptied(scene: Make) -> None:
         eventually(lambda: s.arrived() == 100, 60)
         eventually(s.settled)
         s.redis.flushall()
+        assert s.balance().unaccounted == 0
         s.send(100)
         eventually(lambda: s.arrived() == 200, 60, "the next events are delivered")
         for child in s.children(worker):  # new children need new hints
@@ -226,8 +228,29 @@ def test_the_store_is_emptied(scene: Make) -> None:
         s.send(100)
         eventually(lambda: s.arrived() == 300, 60, "hints flow again")
         assert worker.running
+        s.check(duplicates=WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row("R", "store emptied while events wait: the audit says how many are gone")
+def test_the_store_is_emptied_with_events_in_it(scene: Make) -> None:
+    with scene({"ONWARD_CREDENTIAL_THRESHOLD": "1"}) as s:
+        hook = s.hook("a", auth_token="wrong")
+        s.worker()
+        s.send(200)
+        eventually(lambda: s.state(hook).active == 2, 60, "suspended")
+        eventually(lambda: s.settled() and s.balance().lines[0].waiting == 200, 60, "held")
+        s.redis.flushall()
+        assert s.balance().unaccounted == 200, "gone, and said so"
+        s.activate(hook)
+        name = s.receivers[hook][1]
+        s.settings_of(hook, {**webhooks.upstream.settings, "url": f"https://{name}/onward"})
+        s.send(100)
+        eventually(lambda: s.arrived() == 100, 60, "the next are delivered")
+        eventually(lambda: s.recorded(hook).get("delivered") == 100, 60, "and recorded")
+        assert s.balance().unaccounted == 200, "still said so"
         s.figures += [("accepted", 300), ("lost", 0), ("duplicates", 0)]
-        s.checked = True  # the accounts themselves were emptied
+        s.checked = True  # what was in the store is gone with it
 
 
 @pytest.mark.slow

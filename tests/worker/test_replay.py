@@ -12,6 +12,7 @@ from tests.stack import PROJECT, Stack, eventually
 from worker import replay as module
 from worker.audit import balance
 from worker.intake import IntakeFull
+from worker.journal import PAGE, Page, pack
 from worker.replay import DELETED, NO_INTEGRATION, OFF, REPLAYED, choose, replay
 from worker.sample import events
 from worker.state import Keys, shard_of
@@ -68,6 +69,7 @@ def test_letters_go_to_the_end_of_their_lane_as_new_deliveries(
 ) -> None:
     redis.xadd(KEYS.lane(hook), {"e": b"first", "t": 1})
     redis.hincrby(KEYS.tally, f"{hook}|accepted", 1)
+    redis.xadd(KEYS.journal, {PAGE: pack(Page(accepted={hook: 1}))})
     redis.zadd(KEYS.due, {hook: 5})
     ids = [letter(engine, integration_id=hook, body=body) for body in (b"second", b"third")]
     *_, last = replay(redis, engine, SHARDS, ids)

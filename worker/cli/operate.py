@@ -168,9 +168,10 @@ def _audit_line(line: Any, name: Any) -> dict[str, Any]:
         "accepted": line.accepted,
         "waiting": line.waiting,
         **{what: line.ended.get(what, 0) for what in ENDS},
-        "in_journal": sum(line.in_journal.values()),
+        "in_journal": sum(line.in_journal.get(what, 0) for what in ENDS),
         "missing": line.missing,
         "unrecorded": line.unrecorded,
+        "forgotten": line.forgotten,
     }
 
 
@@ -197,8 +198,9 @@ def _print_audit(found: "Balance", lines: list[dict[str, Any]]) -> None:
             which = "accepted and nowhere" if line["missing"] > 0 else "ended without acceptance"
             typer.echo(f"  {name}: {abs(line['missing']):,} {which}")
         if line["unrecorded"]:
-            which = "ended and not recorded" if line["unrecorded"] > 0 else "recorded too often"
-            typer.echo(f"  {name}: {abs(line['unrecorded']):,} {which}")
+            typer.echo(f"  {name}: {line['unrecorded']:,} counted and not recorded")
+        if line["forgotten"] and line["missing"]:
+            typer.echo(f"  {name}: Redis was emptied since; it forgot {line['forgotten']:,}")
 
 
 def _number(value: Any) -> Any:

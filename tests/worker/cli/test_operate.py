@@ -15,6 +15,7 @@ from worker.settings import load_settings
 from worker.state import OWNERS, Keys, shard_of
 from worker.store import integrations, projects
 from worker.store.database import make_engine, now, upgrade
+from worker.store.deliveries import record_rows
 from worker.store.models import DeadLetter, Delivery, Integration
 
 PROJECT = "prj_lumen"
@@ -225,19 +226,32 @@ def test_audit_balances_or_fails_with_what_is_off(
 ) -> None:
     one = make()
     waits(redis, one)
+    redis.xadd(KEYS.journal, {PAGE: pack(Page(accepted={one: 1}))})
     good = onward("audit", "--json")
     assert (good.code, good.json["unaccounted"]) == (0, 0)
     (line,) = good.json["integrations"]
     assert (line["title"], line["slug"], line["accepted"]) == ("Hook", "webhooks", 1)
     assert "Every event is accounted for." in onward("audit").out
     redis.hincrby(KEYS.tally, f"{one}|accepted", 4)
+    redis.xadd(KEYS.journal, {PAGE: pack(Page(accepted={one: 4}))})
     redis.hset(KEYS.tally, "gone|delivered", 1)
     bad = onward("audit")
     assert bad.code == 1
     assert f"{one} (Hook): 4 accepted and nowhere" in bad.out
-    assert "gone (unknown integration): 1 ended without acceptance" in bad.out
-    assert "gone (unknown integration): 1 ended and not recorded" in bad.out
-    assert onward("audit", "--json").json["unaccounted"] == 6
+    assert "gone (unknown integration): 1 counted and not recorded" in bad.out
+    assert onward("audit", "--json").json["unaccounted"] == 5
+
+
+def test_audit_tells_what_is_gone_when_redis_was_emptied(
+    onward: Command, make: Callable[..., str], engine: Engine
+) -> None:
+    one = make()
+    tallies = {(one, "accepted"): 5, (one, "delivered"): 3}
+    record_rows(engine, 0, None, "1-1", tallies=tallies)
+    told = onward("audit")
+    assert told.code == 1
+    assert f"{one} (Hook): 2 accepted and nowhere" in told.out
+    assert f"{one} (Hook): Redis was emptied since; it forgot 5" in told.out
 
 
 # --- deadletters replay -------------------------------------------------------------------------
