@@ -41,7 +41,7 @@ def free_port() -> int:
         return port
 
 
-def eventually(what: Callable[[], Any], seconds: float = 40.0, why: str = "") -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 120.0, why: str = "") -> Any:
     """Return what `what` returns once it is true; fail with its last value after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
