@@ -205,12 +205,12 @@ def classify(request: Request, response: Response, settings: WebhooksSettings) -
 
 
 def _meaning(response: Response) -> Outcome:
+    if 200 <= response.status < 300:
+        return Delivered()
     status, message = response.status, response.text
     reason = reason_of(status)
     after = min(response.retry_after, LONGEST_WAIT) if response.retry_after else None
     match status:
-        case _ if 200 <= status < 300:
-            return Delivered()
         case _ if 300 <= status < 400:
             return Retry(reason, "URL redirects, update it: redirects are not followed")
         case 401 | 403:

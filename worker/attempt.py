@@ -97,10 +97,11 @@ class Attempt:
         """Plan and send some of the events; what is split or to be resent at once follows."""
         again: list[int] = []  # planned anew at once
         split: list[list[int]] = []
-        for request in self._plan(positions):
+        requests = self._plan(positions)
+        simple = len(requests) == 1 and not any(self.steps)
+        for request in requests:
             members = [positions[index] for index in request.events]
-            held_up = {position for batch in (again, *split) for position in batch}
-            ready = [p for p in members if p not in held_up and self._due(p, request.step)]
+            ready = members if simple else self._ready(members, request.step, again, *split)
             if len(ready) < len(members):  # its batch has fallen apart: those left go by themselves
                 again += ready
                 continue
@@ -140,6 +141,11 @@ class Attempt:
             self.report.landed[positions[index]] = Landed(unsent, alone=True)
         requests = planned.requests
         return sorted(requests, key=lambda r: r.step) if len(requests) > 1 else requests
+
+    def _ready(self, members: list[int], step: int, *others: list[int]) -> list[int]:
+        """Return those of `members` whose `step` may be sent: they are in none of the `others`."""
+        held_up = {position for batch in others for position in batch}
+        return [p for p in members if p not in held_up and self._due(p, step)]
 
     def _due(self, position: int, step: int) -> bool:
         """Whether this step of an event is still to be done, and no earlier one has failed."""

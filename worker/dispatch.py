@@ -101,7 +101,8 @@ class Dispatcher:
         else:
             pipeline.push(delivery)
             self.unsent += 1
-            self.pump(pipeline)
+            if not pipeline.lingering or pipeline.size >= integration.limits.events:
+                self.pump(pipeline)
 
     def _join_lane(self, pipeline: Pipeline, delivery: Delivery) -> None:
         if pipeline.integration.through_lane and not pipeline.due and not pipeline.held:
@@ -140,6 +141,10 @@ class Dispatcher:
 
     def pump(self, pipeline: Pipeline) -> None:
         """Start what may be started now, and see that the rest is thought of later."""
+        pipeline.lingering = False
+        if not (pipeline.size or pipeline.buffer or pipeline.lane_len > 0):
+            self._note_activity(pipeline)
+            return
         if self.leaving or not pipeline.shard.sends or not self.safe():
             return
         if pipeline.integration.active == 0 or self._deleted(pipeline):
@@ -159,7 +164,8 @@ class Dispatcher:
     def _send(self, pipeline: Pipeline) -> None:
         """Start requests while there is room and something to send."""
         limits = pipeline.integration.limits
-        while pipeline.requests < self._allowed(pipeline):
+        self._active.add(pipeline)
+        for _ in range(self._allowed(pipeline) - pipeline.requests):
             if self.requests >= self.settings.window:
                 self._starved.append(pipeline)
                 return
@@ -171,7 +177,8 @@ class Dispatcher:
             batch = pipeline.take(limits.events, limits.bytes)
             if not batch:
                 break
-            self.unsent -= sum(delivery.lane_id is None for delivery in batch)
+            if batch[0].lane_id is None:
+                self.unsent -= len(batch)
             self._start(pipeline, batch)
         self._note_activity(pipeline)
 
@@ -255,6 +262,7 @@ class Dispatcher:
         if left <= 0:
             return False
         self._timer(pipeline, self.clock.now_ms() + left * 1000)
+        pipeline.lingering = True
         return True
 
     def _read_lane(self, pipeline: Pipeline) -> None:
@@ -283,7 +291,6 @@ class Dispatcher:
     def _start(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
         pipeline.requests += 1
         self.requests += 1
-        self._active.add(pipeline)
         self._ready.append((pipeline, batch))
         if not self._landing:
             self._launch()
@@ -323,18 +330,19 @@ class Dispatcher:
         pipeline.requests -= 1
         self.requests -= 1
         pipeline.land(batch)
+        now = int(self.clock.now_ms())
         delivered = rejected = 0
         for delivery, landed in zip(batch, report.landed, strict=True):
             assert landed is not None  # noqa: S101  Attempt.run leaves none
             match landed.outcome:
                 case Delivered():
                     delivered += 1
-                    self._settle(delivery, landed)
+                    settle(delivery, landed, now)
                 case Rejected():
                     rejected += 1
-                    self._settle(delivery, landed)
+                    settle(delivery, landed, now)
                 case Skipped():
-                    self._settle(delivery, landed)
+                    settle(delivery, landed, now)
                 case _:
                     self._stumbled(pipeline, delivery, landed)
         round_ = Round(
@@ -652,6 +660,9 @@ class Dispatcher:
             self.pump(self._starved.popleft())
 
     def _timer(self, pipeline: Pipeline, due: float) -> None:
+        if pipeline.alarm and pipeline.alarm <= due:
+            return  # then it is seen what else it waits for
+        pipeline.alarm = due
         heapq.heappush(self._timers, (due, next(self._order), pipeline))
 
     def fire(self) -> float:
@@ -661,6 +672,7 @@ class Dispatcher:
         while self._timers and self._timers[0][0] <= now:
             ready[heapq.heappop(self._timers)[2]] = None
         for pipeline in ready:
+            pipeline.alarm = 0.0
             if self.pipelines.get(pipeline.integration.id) is pipeline:
                 self.pump(pipeline)
         return self._timers[0][0] - now if self._timers else 1000.0

@@ -21,8 +21,11 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
         delivery.landed = landed
         shard.after.append(lambda: settle(delivery, landed, now, name))
         return
-    name = name or type(outcome).__name__.lower()
-    reason, message = getattr(outcome, "reason", ""), getattr(outcome, "message", "")
+    if isinstance(outcome, Delivered):
+        name, reason, message = name or "delivered", "", outcome.message
+    else:
+        name = name or type(outcome).__name__.lower()
+        reason, message = outcome.reason, outcome.message
     event = delivery.event
     shard.page.rows.append(
         Row(
