@@ -64,6 +64,7 @@ class Dispatcher:
         self.requests = 0  # in flight
         self.unsent = 0  # fresh deliveries in memory
         self.leaving = False
+        self.paused = False  # something was not started because our leases might not hold
         self.safe: Callable[[], bool] = lambda: True  # whether our leases surely hold
         self._starved: deque[Pipeline] = deque()
         self._timers: list[tuple[float, int, Pipeline]] = []
@@ -145,7 +146,10 @@ class Dispatcher:
         if not (pipeline.size or pipeline.buffer or pipeline.lane_len > 0):
             self._note_activity(pipeline)
             return
-        if self.leaving or not pipeline.shard.sends or not self.safe():
+        if self.leaving or not pipeline.shard.sends:
+            return
+        if not self.safe():
+            self.paused = True
             return
         if pipeline.integration.active == 0 or self._deleted(pipeline):
             self._let_go(pipeline)
@@ -184,6 +188,7 @@ class Dispatcher:
 
     def resume(self) -> None:
         """Go on with every pipeline, after a time in which nothing was started."""
+        self.paused = False
         for pipeline in list(self.pipelines.values()):
             self.pump(pipeline)
 

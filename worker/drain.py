@@ -131,7 +131,7 @@ class Drain:
 
     async def _renew(self) -> None:
         """Keep our leases, and take the store's time."""
-        paused, held = not self._safe(), list(self.shards.values())
+        held = list(self.shards.values())
         kept = await self.state.renew([shard.keys for shard in held], self.token) if held else []
         for shard, ours in zip(held, kept, strict=True):
             if not ours and not shard.lost:  # given back meanwhile
@@ -140,7 +140,7 @@ class Drain:
         self.clock.set(now_ms)
         self.renewed = time.monotonic()
         metrics.LEASES.set(len(self.shards))
-        if paused:
+        if self.dispatcher.paused:
             self.dispatcher.resume()
 
     def _safe(self) -> bool:
@@ -269,8 +269,11 @@ class Drain:
                 often = {p["message_id"]: p["times_delivered"] for p in pending}
                 judged = [(often.get(e[0], 1) > SOLO_DELIVERIES, e) for e in entries]
                 for suspect, some in groupby(judged, key=itemgetter(0)):
-                    handle = self._suspects if suspect else self._accept
-                    await handle(shard, [entry for _, entry in some])
+                    found = [entry for _, entry in some]
+                    if suspect:
+                        await self._suspects(shard, found)
+                    else:
+                        await self._accept([(shard, found)])
             if cursor in (b"0-0", "0-0"):
                 break
         for consumer in await redis.xinfo_consumers(keys.intake, GROUP):
@@ -306,7 +309,7 @@ class Drain:
             for entry_id in ids:
                 pipe.hincrby(shard.keys.solo, entry_id, 1)
             await pipe.execute()
-        await self._accept(shard, entries)
+        await self._accept([(shard, entries)])
         until = time.monotonic() + SUSPECT_SECONDS
         while time.monotonic() < until and not (self.stopping() or shard.lost):
             if not any(entry_id in shard.entries for entry_id in ids):
@@ -372,11 +375,11 @@ class Drain:
             GROUP, self.token, streams, count=max(READ // self._fruitful, 1), block=BLOCK_MS
         )
         self._fruitful = max(len(reply or ()), self._fruitful // 2, 1)
-        for name, entries in reply or ():
-            if name == UNSHARDED.encode():
-                await self._spread(entries)
-            elif not names[name].lost:
-                await self._accept(names[name], entries)
+        arrived = dict(reply or ())
+        if unsharded := arrived.pop(UNSHARDED.encode(), None):
+            await self._spread(unsharded)
+        kept = [(names[name], entries) for name, entries in arrived.items()]
+        await self._accept([(shard, entries) for shard, entries in kept if not shard.lost])
 
     async def _reread(self, shard: Shard) -> None:
         """Take what was read for us in an answer that never came."""
@@ -391,7 +394,7 @@ class Drain:
                 for entry_id in ids[start : start + READ]:
                     pipe.xrange(keys.intake, entry_id, entry_id)
                 found = await pipe.execute()
-            await self._accept(shard, [entry for entries in found for entry in entries])
+            await self._accept([(shard, [entry for entries in found for entry in entries])])
         if keys.shard == 0:
             await self._reclaim_unsharded()
         shard.unsure = False
@@ -460,10 +463,24 @@ class Drain:
         except InvalidEvent:
             return 0
 
-    async def _accept(self, shard: Shard, entries: list[Any]) -> None:
+    async def _accept(self, arrived: Sequence[tuple[Shard, list[Any]]]) -> None:
         """Decode entries and hand them to their pipelines."""
         self.progressed = time.monotonic()
-        read: list[_Read] = []
+        read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
+        for (shard, found), firsts in zip(read, await self._firsts(read), strict=True):
+            for (entry_id, accepted, raw, event), first in zip(found, firsts, strict=True):
+                if not first:
+                    metrics.event("duplicate")
+                    shard.tallies["*", "duplicate"] += 1
+                    shard.ack(entry_id)
+                elif entry_id in shard.progress:
+                    self._resume(shard, entry_id, accepted, raw, event)
+                else:
+                    self._route(shard, entry_id, accepted, raw, event)
+
+    def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
+        """Return the entries that are new and well formed; the malformed are dead letters."""
+        found: list[_Read] = []
         for entry_id, fields in entries:
             if shard.knows(entry_id):
                 continue
@@ -482,27 +499,18 @@ class Drain:
             except InvalidEvent as error:
                 self._malformed(shard, entry_id, raw, error.faults)
             else:
-                read.append((entry_id, accepted, raw, event))
-        if not read:
-            return
-        firsts = await self._firsts(shard, read)
-        for (entry_id, accepted, raw, event), first in zip(read, firsts, strict=True):
-            if not first:
-                metrics.event("duplicate")
-                shard.tallies["*", "duplicate"] += 1
-                shard.ack(entry_id)
-                continue
-            if entry_id in shard.progress:
-                self._resume(shard, entry_id, accepted, raw, event)
-            else:
-                self._route(shard, entry_id, accepted, raw, event)
+                found.append((entry_id, accepted, raw, event))
+        return found
 
-    async def _firsts(self, shard: Shard, read: list[_Read]) -> list[bool]:
+    async def _firsts(self, read: Sequence[tuple[Shard, list[_Read]]]) -> list[list[bool]]:
         if not self.settings.dedupe_seconds:
-            return [True] * len(read)
-        ids = [(f"{event.project_id}/{event.id}", entry_id) for entry_id, _, _, event in read]
+            return [[True] * len(found) for _, found in read]
+        ids = [
+            (shard.keys, [(f"{event.project_id}/{event.id}", id_) for id_, _, _, event in found])
+            for shard, found in read
+        ]
         return await self.state.first_seen(
-            shard.keys, ids, self.settings.dedupe_seconds, int(self.clock.now_ms())
+            ids, self.settings.dedupe_seconds, int(self.clock.now_ms())
         )
 
     def _route(

@@ -6,10 +6,12 @@ All keys of a shard carry its number as a hash tag, so that one script may touch
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 GROUP = "drain"
@@ -24,6 +26,7 @@ LEASE_MS = 10_000
 PIPE_DAYS = 7
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
+Call: TypeAlias = tuple[tuple[str, ...], tuple[Any, ...]]  # keys and arguments of a script
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,18 +301,15 @@ class State:
         `LeaseLost` where the shard is another's. Sent again with the same number, it is written
         once.
         """
-        replies = await self._send(token, commits)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            await self.redis.script_load(_COMMIT)
-            replies = await self._send(token, commits)
+        calls = [
+            (
+                (keys.lease, keys.committed),
+                (token, number, LEASE_MS, *commit.flat(keys)),
+            )
+            for keys, number, commit in commits
+        ]
+        replies = await self._run(self._commit, calls)
         return [LeaseLost() if reply is None else reply for reply in replies]
-
-    async def _send(self, token: str, commits: Sequence[tuple[Keys, int, Commit]]) -> list[Any]:
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for keys, number, commit in commits:
-                arguments = (token, number, LEASE_MS, *commit.flat(keys))
-                pipe.evalsha(self._commit.sha, 2, keys.lease, keys.committed, *arguments)
-            return list(await pipe.execute(raise_on_error=False))
 
     async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, bytes]]:
         """Take what was put into each shard's lanes from outside: integration → how many."""
@@ -331,15 +331,43 @@ class State:
         }
 
     async def first_seen(
-        self, keys: Keys, ids: Sequence[tuple[str, bytes]], seconds: int, now_ms: int
-    ) -> list[bool]:
-        """Return whether each (event id, entry) is the first of its id within `seconds`."""
+        self, read: Sequence[tuple[Keys, Sequence[tuple[str, bytes]]]], seconds: int, now_ms: int
+    ) -> list[list[bool]]:
+        """Return of each shard's (event id, entry) whether it is the first of its id in `seconds`.
+
+        Asked again, it answers the same.
+        """
         bucket = now_ms // 1000 // seconds
-        flat = [part for pair in ids for part in pair]
-        reply = await self._first_seen(
-            keys=[keys.seen(bucket), keys.seen(bucket - 1)], args=[2 * seconds, *flat]
-        )
-        return [bool(first) for first in reply]
+        calls = [
+            (
+                (keys.seen(bucket), keys.seen(bucket - 1)),
+                (2 * seconds, *chain.from_iterable(ids)),
+            )
+            for keys, ids in read
+            if ids
+        ]
+        replies = iter(await self._run(self._first_seen, calls))
+        answers = [next(replies) if ids else [] for _, ids in read]
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise answer
+        return [[bool(first) for first in answer] for answer in answers]
+
+    async def _run(self, script: AsyncScript, calls: Sequence[Call]) -> list[Any]:
+        """Return the answers, errors among them, of calls of a script, in one round trip."""
+        replies = await self._run_once(script, calls)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.redis.script_load(script.script)
+            replies = await self._run_once(script, calls)
+        return replies
+
+    async def _run_once(self, script: AsyncScript, calls: Sequence[Call]) -> list[Any]:
+        if not calls:
+            return []
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for keys, arguments in calls:
+                pipe.evalsha(script.sha, len(keys), *keys, *arguments)
+            return list(await pipe.execute(raise_on_error=False))
 
 
 def tally_commands(keys: Keys, tallies: dict[tuple[str, str], int]) -> Iterable[Command]:
