@@ -177,11 +177,12 @@ def test_asked_to_slow_down(scene: Make) -> None:
 def test_a_burst(scene: Make) -> None:
     with scene() as s:
         heavy = s.hook("heavy")
+        for number in range(8):
+            s.hook(f"light{number}", s.project(f"prj_light{number}"))
         s.fault("slow", slug="webhooks", seconds=0.05)
         s.worker()
         s.send(4_000)
         for number in range(8):
-            s.hook(f"light{number}", s.project(f"prj_light{number}"))
             s.send(20, f"prj_light{number}")
         lights = [hook for hook in s.receivers if hook != heavy]
         eventually(lambda: all(len(s.taken_by(hook)) == 20 for hook in lights), 60)
