@@ -353,14 +353,15 @@ class Drain:
             return
         try:
             for shard in [s for s in self.shards.values() if s.reads and s.unsure]:
-                await self._reread(shard)
+                await self._sure(shard)
             await self._read()
-        except ResponseError as error:
-            await self._mend(error)
         except RedisError as error:
-            log.warning("Redis did not answer (%s); trying again", error)
+            log.warning("The intake could not be read (%s); trying again", error)
             for shard in self.shards.values():
                 shard.unsure = True
+            if "NOGROUP" in str(error) or "WRONGTYPE" in str(error):
+                with suppress(RedisError):
+                    await self._mend()
             await asyncio.sleep(0.2)
 
     async def _read(self) -> None:
@@ -380,6 +381,14 @@ class Drain:
             await self._spread(unsharded)
         kept = [(names[name], entries) for name, entries in arrived.items()]
         await self._accept([(shard, entries) for shard, entries in kept if not shard.lost])
+
+    async def _sure(self, shard: Shard) -> None:
+        try:
+            await self._reread(shard)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self._stuck(shard, error)  # the other shards go on
 
     async def _reread(self, shard: Shard) -> None:
         """Take what was read for us in an answer that never came."""
@@ -416,11 +425,8 @@ class Drain:
         await asyncio.sleep(BREATH_SECONDS)
         return time.monotonic() - began > 2 * BREATH_SECONDS
 
-    async def _mend(self, error: ResponseError) -> None:
+    async def _mend(self) -> None:
         """See to what reading stumbled over: groups that are gone, a key that is no stream."""
-        if "NOGROUP" not in str(error) and "WRONGTYPE" not in str(error):
-            raise error
-        log.error("Reading the intake failed (%s); seeing to its groups", error)
         for shard in list(self.shards.values()):
             try:
                 await self.state.ensure_group(shard.keys.intake)

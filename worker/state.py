@@ -193,6 +193,7 @@ return #ARGV - 2
 
 # KEYS: this window's ids, the window's before. ARGV: ttl, then id, entry, id, entry …
 _FIRST_SEEN = """
+redis.call('EXPIRE', KEYS[1], ARGV[1]) -- a first write that a full server allows
 local answer = {}
 for i = 2, #ARGV, 2 do
   local owner = redis.call('HGET', KEYS[1], ARGV[i]) or redis.call('HGET', KEYS[2], ARGV[i])

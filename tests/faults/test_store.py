@@ -137,7 +137,7 @@ def test_a_full_store_drains_itself(scene: Make) -> None:
         s.hook("a"), s.hook("b")
         s.fault("slow", slug="webhooks", seconds=0.2)
         s.worker()
-        s.send(1_500)
+        s.send(4_000)
         s.moving(50)
         used = int(s.redis.info("memory")["used_memory"])
         s.redis.config_set("maxmemory", used - 200_000)
@@ -145,7 +145,7 @@ def test_a_full_store_drains_itself(scene: Make) -> None:
         with pytest.raises(IntakeFull):
             s.publish(more)
         s.no_faults()
-        eventually(lambda: s.arrived() == 3_000, 90, "a full store is drained")
+        eventually(lambda: s.arrived() == 8_000, 90, "a full store is drained")
         s.redis.config_set("maxmemory", 0)
         s.publish(more)
         s.check(duplicates=2 * 64 + 100)

@@ -120,6 +120,7 @@ async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis:
     assert len(await commit(state, 1, moves(entry))) == 1
     assert len(await commit(state, 2, Commit([], moves(b"").commands))) == 1
     assert await state.take(Keys(4), "me")
+    assert await state.first_seen([(KEYS, [("p/1", b"1-0")])], 600, 1_000) == [[True]]
     assert await state.renew([KEYS], "me") == [True]
     now, owners = await state.owners("me", 1_000)
     assert (now > 0, owners) == (True, ["me"])
