@@ -340,6 +340,8 @@ def test_amounts_keep_their_digits(digits: str, read_as: str) -> None:
         ("9" * 29 + "e999971", "between"),
         ("18446744073709551616", "between"),
         ("0.0000001", "at most 6 decimals"),
+        ("0.1234567", "at most 6 decimals, got 0.1234567"),
+        ("12345.1234567", "at most 6 decimals"),
         ("1e-400", "at most 6 decimals"),
         ("1e-1000000", "at most 6 decimals"),
         ("1." + "0" * 50 + "1", "at most 6 decimals"),
