@@ -75,7 +75,7 @@ def test_an_unknown_host_is_a_customer_s_webhook_and_a_word_is_nobody(
     client: httpx.Client,
 ) -> None:
     assert client.post("/shop.customer.example/x", json={}).status_code == 422
-    assert client.post("/shop.customer.example:8443/x", json={}).status_code == 401
+    assert client.post("/shop.customer.example:8443/x", json={}).status_code == 422
     nobody = client.get("/localhost/")
     assert (nobody.status_code, nobody.text) == (
         502,
