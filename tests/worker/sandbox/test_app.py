@@ -74,8 +74,9 @@ def test_answers_as_the_upstream_of_the_host_and_counts_what_it_took(client: htt
 def test_an_unknown_host_is_a_customer_s_webhook_and_a_word_is_nobody(
     client: httpx.Client,
 ) -> None:
-    assert client.post("/shop.customer.example/x", json={}).status_code == 422
-    assert client.post("/shop.customer.example:8443/x", json={}).status_code == 422
+    assert client.post("/shop.customer.example/x", json={}).status_code == 401
+    assert client.post("/shop.customer.example:8443/x", json={}).status_code == 401
+    assert client.post("/hooks.other.example/x", json={}).status_code == 422
     nobody = client.get("/localhost/")
     assert (nobody.status_code, nobody.text) == (
         502,

@@ -1,6 +1,7 @@
 """A receiver of webhooks that checks them as the Standard Webhooks specification asks.
 
-It knows the credentials of its own host alone; at a customer's host any will do.
+It knows the credentials of one customer, who has every host under customer.example; at the hosts
+of others any will do.
 """
 
 import hmac
@@ -8,7 +9,8 @@ import hmac
 from providers.kit import standard_webhook
 from worker.sandbox.upstream import Call, Reply, Upstream
 
-HOST = "hooks.customer.example"
+CUSTOMER = "customer.example"
+HOST = f"hooks.{CUSTOMER}"
 TOKEN = "s3cr3tT0ken"  # noqa: S105  the sandbox's own
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="  # noqa: S105  idem
 FIELDS = {
@@ -37,7 +39,7 @@ def answer(call: Call) -> Reply:
         return Reply(405, "method not allowed", {"Allow": "POST"})
     if not call.headers.get("content-type", "").startswith("application/json"):
         return Reply(415, "unsupported media type")
-    own = call.host.partition(":")[0] == HOST
+    own = call.host.partition(":")[0].endswith(f".{CUSTOMER}")
     if own and call.headers.get("authorization") != f"Basic {TOKEN}":
         return Reply(401, "unauthorized")
     if own and not _signed(call):
