@@ -140,6 +140,15 @@ def test_a_page_is_written_with_the_acknowledgement() -> None:
     assert commands(written)[0][0] == "XACK"
 
 
+def test_what_is_dropped_is_counted_but_not_as_accepted() -> None:
+    shard = Shard(KEYS)
+    shard.tallies["*", "duplicate"] += 2
+    shard.settle(entry_of(shard, b"1-0", "amp"), "amp")
+    written = shard.build()
+    assert ("HINCRBY", KEYS.tally, "*|duplicate", 2) in commands(written)
+    assert [page.accepted for page in pages(written)] == [{"amp": 1}]
+
+
 def test_thousands_of_acknowledgements_all_come_first() -> None:
     shard = Shard(KEYS)
     ids = [b"%d-0" % number for number in range(2500)]
