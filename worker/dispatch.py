@@ -111,15 +111,17 @@ class Dispatcher:
             pipeline.due = self.clock.now_ms() + linger
             self._timer(pipeline, pipeline.due)
         pipeline.shard.to_lane(delivery)
+
+    def lane_written(self, pipeline: Pipeline) -> None:
+        """Read on: what was put at the lane's end is there now."""
         pipeline.exhausted = False
-        pipeline.shard.after.append(lambda: self.pump(pipeline))
+        self.pump(pipeline)
 
     def overflow(self) -> None:
         """Move the longest queue to its lane: reading must not wait for one pipeline."""
         longest = max(self._active, key=lambda pipeline: pipeline.size, default=None)
         if longest is not None and longest.size:
             self._queue_to_lane(longest)
-            longest.shard.after.append(lambda: self.pump(longest))
 
     @property
     def uneven(self) -> bool:
@@ -136,7 +138,6 @@ class Dispatcher:
         self.unsent -= len(queued)
         for delivery in queued:
             pipeline.shard.to_lane(delivery)
-        pipeline.exhausted = False
 
     # --- events go out ----------------------------------------------------------------------
 

@@ -132,11 +132,13 @@ class Drain:
     async def _renew(self) -> None:
         """Keep our leases, and take the store's time."""
         held = list(self.shards.values())
-        kept = await self.state.renew([shard.keys for shard in held], self.token) if held else []
+        kept, (now_ms, self.owners) = await asyncio.gather(
+            self.state.renew([shard.keys for shard in held], self.token),
+            self.state.owners(self.token, 0 if self.leaving else LEASE_MS),
+        )
         for shard, ours in zip(held, kept, strict=True):
             if not ours and not shard.lost:  # given back meanwhile
                 self._lost(shard)
-        now_ms, self.owners = await self.state.owners(self.token, 0 if self.leaving else LEASE_MS)
         self.clock.set(now_ms)
         self.renewed = time.monotonic()
         metrics.LEASES.set(len(self.shards))
@@ -642,6 +644,8 @@ class Drain:
                 delivery.pipeline.live.add(lane_id)
         for callback in dict.fromkeys(written.after):
             callback()
+        for pipeline in dict.fromkeys(delivery.pipeline for delivery in written.adding):
+            self.dispatcher.lane_written(pipeline)
         if shard.stuck:
             shard.stuck = False
             self.dispatcher.resume()

@@ -284,10 +284,12 @@ class State:
 
     async def renew(self, shards: Iterable[Keys], token: str) -> list[bool]:
         """Lengthen the leases; False where one is lost."""
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for keys in shards:
-                await self._renew(keys=[keys.lease], args=[token, LEASE_MS], client=pipe)
-            return [bool(kept) for kept in await pipe.execute()]
+        calls = [((keys.lease,), (token, LEASE_MS)) for keys in shards]
+        replies = await self._run(self._renew, calls)
+        for reply in replies:
+            if isinstance(reply, RedisError):
+                raise reply
+        return [bool(kept) for kept in replies]
 
     async def release(self, keys: Keys, token: str) -> None:
         """Give the lease up, if it is still ours."""
