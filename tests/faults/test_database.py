@@ -106,3 +106,34 @@ def test_an_upstream_echoes_secrets(scene: Make, postgres: tuple[str, Proxy, str
         link.play = None
         s.activate(hook)
         s.check(flips=1)
+
+
+@pytest.mark.slow
+@pytest.mark.row(5, "kill -9 between the commit and its record: one row each")
+def test_killed_before_the_record(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        worker = s.worker()
+        with locked(s):
+            s.send(300)
+            eventually(lambda: s.arrived() == 300, 60, "delivered")
+            eventually(lambda: s.balance().intake == 0, 60, "and committed")
+            s.kill_all(worker)
+        s.again(worker)
+        s.check(duplicates=0)
+
+
+@pytest.mark.slow
+@pytest.mark.row(40, "settings that cannot be decrypted: held, told of, released once mended")
+def test_unreadable_settings(scene: Make) -> None:
+    with scene() as s:
+        hook = s.hook("a")
+        s.sql("UPDATE integrations SET settings = 'spoilt' WHERE id = :id", id=hook)
+        s.worker()
+        s.send(100)
+        eventually(lambda: s.state(hook).active == 2, 60, "suspended")
+        assert s.state(hook).last_error_message
+        name = s.receivers[hook][1]
+        s.settings_of(hook, {**webhooks.upstream.settings, "url": f"https://{name}/onward"})
+        s.activate(hook)
+        s.check(flips=1, ordered=True)

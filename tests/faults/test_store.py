@@ -267,3 +267,20 @@ def test_the_unsharded_intake_under_kills(scene: Make) -> None:
             s.kill_all(worker)
             s.again(worker)
         s.check(duplicates=3 * WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row(17, "append-only file cut in its last entry: starts, loses no more")
+def test_a_truncated_file(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        s.send(300)
+        stop_store(s, SIGTERM)
+        (log,) = (s.folder / "redis" / "appendonlydir").glob("*.incr.aof")
+        with log.open("r+b") as file:
+            file.truncate(log.stat().st_size - 100)
+        s.restart_store()
+        left: Any = s.redis.xlen(Keys(SHARD).intake)
+        assert left == 299
+        s.worker()
+        s.check(absent=1)
