@@ -278,6 +278,9 @@ class Drain:
                         await self._accept([(shard, found)])
             if cursor in (b"0-0", "0-0"):
                 break
+        marked = await redis.hkeys(keys.solo)
+        if gone := [entry_id for entry_id in marked if not shard.knows(entry_id)]:
+            shard.commands.append(("HDEL", keys.solo, *gone))  # finished just before a death
         for consumer in await redis.xinfo_consumers(keys.intake, GROUP):
             name = consumer["name"]
             if consumer["pending"] == 0 and name != self.token.encode():
