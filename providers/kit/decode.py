@@ -13,7 +13,7 @@ __all__ = ["InvalidEvent", "attribution_from", "decode", "event_from", "parse"]
 
 EVENT_BYTES = 65_536
 DEPTH = 8
-NESTS = (dict, list)
+NESTS = frozenset((dict, list))
 
 _decoder = msgspec.json.Decoder(float_hook=Decimal)
 
@@ -65,6 +65,12 @@ def _deeper(value: dict[str, Any]) -> bool:
     """Whether something lies deeper than DEPTH, the object itself being the first level."""
     level: list[Any] = [value]
     for _ in range(DEPTH):
-        parts = (outer.values() if type(outer) is dict else outer for outer in level)
-        level = [part for inner in parts for part in inner if type(part) in NESTS]
+        if not level:
+            return False
+        level = [
+            part
+            for outer in level
+            for part in (outer.values() if type(outer) is dict else outer)
+            if type(part) in NESTS
+        ]
     return bool(level)
