@@ -5,12 +5,13 @@ is recorded once however often it is tried, and by however many recorders.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from sqlalchemy import (
+    JSON,
     Boolean,
     Connection,
     Engine,
@@ -22,7 +23,6 @@ from sqlalchemy import (
     case,
     delete,
     func,
-    insert,
     or_,
     select,
     true,
@@ -41,6 +41,7 @@ from worker.store.models import (
 )
 
 Fields = Mapping[str, Any]
+Mark: TypeAlias = tuple[int, str | None, str]  # shard, how far it was recorded, how far it is now
 PRUNED_AT_ONCE = 5_000  # rows; SQLite's writers wait for as long as that takes
 _T = Delivery.table()
 _LETTERS = DeadLetter.table()
@@ -67,8 +68,31 @@ def record_rows(
 
     Returns False, and writes nothing, where the mark is elsewhere: another recorder was there.
     """
-    with engine.begin() as connection:
-        if not _move_mark(connection, shard, last_id_before, last_id):
+    return record_shards(
+        engine,
+        [(shard, last_id_before, last_id)],
+        deliveries=deliveries,
+        dead_letters=dead_letters,
+        tallies=tallies,
+        health=health,
+        learned=learned,
+    )
+
+
+def record_shards(
+    engine: Engine,
+    marks: Sequence[Mark],
+    *,
+    deliveries: Sequence[Fields] = (),
+    dead_letters: Sequence[Fields] = (),
+    tallies: Mapping[tuple[str, str], int] | None = None,
+    health: Mapping[str, Fields] | None = None,
+    learned: Sequence[Fields] = (),
+) -> bool:
+    """Write what the journals of several shards hold, all of it or nothing; see `record_rows`."""
+    with engine.connect() as connection, connection.begin() as transaction:
+        if not all(_move_mark(connection, *mark) for mark in sorted(marks)):
+            transaction.rollback()
             return False
         _write(connection, _T, deliveries)
         _write(connection, _LETTERS, [_storable(letter) for letter in dead_letters])
@@ -96,20 +120,45 @@ def _move_mark(connection: Connection, shard: int, before: str | None, to: str) 
 
 
 def _write(connection: Connection, table: Table, rows: Sequence[Fields]) -> None:
-    """Write rows: with COPY, a fraction of what any INSERT costs, or with executemany."""
+    """Write rows: with COPY, a fraction of what any INSERT costs, or as the driver's own rows."""
     if not rows:
         return
-    names = [column.name for column in table.columns if column.name != "id"]
-    values = ([row.get(name) for name in names] for row in ({"attempts": 0, **r} for r in rows))
+    columns = [column for column in table.columns if column.name != "id"]
+    names = [column.name for column in columns]
+    absent: Fields = dict.fromkeys(names) | {"attempts": 0}
+    values = [[*map(({**absent, **row}).__getitem__, names)] for row in rows]
+    for index, column in enumerate(columns):
+        is_json = isinstance(column.type, JSON)
+        _convert(
+            values, index, _dumped if is_json else column.type.bind_processor(connection.dialect)
+        )
     if connection.dialect.name != "postgresql":
-        connection.execute(insert(table), [dict(zip(names, v, strict=True)) for v in values])
+        marks = ", ".join("?" * len(names))
+        head = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608  our own names
+        connection.exec_driver_sql(head, [tuple(row) for row in values])
         return
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101  make_engine knows no other
     head = f"COPY {table.name} ({', '.join(names)}) FROM STDIN"
     with driver.cursor() as cursor, cursor.copy(head) as copy:
         for row in values:
-            copy.write_row([json.dumps(v) if isinstance(v, list | dict) else v for v in row])
+            copy.write_row(row)
+
+
+def _dumped(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _convert(rows: list[list[Any]], index: int, convert: Callable[[Any], Any] | None) -> None:
+    """Make of one column's values what the driver takes; the same often follows itself."""
+    if convert is None:
+        return
+    last = converted = None
+    for row in rows:
+        value = row[index]
+        if value is not last:
+            last, converted = value, convert(value)
+        row[index] = converted
 
 
 def _storable(letter: Fields) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""From the journal to the database: all shards at once, and one that is spoilt by itself."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select
+
+from worker.journal import PAGE, Page, Row, pack
+from worker.record import record
+from worker.state import Keys
+from worker.store.database import reading
+from worker.store.deliveries import last_recorded
+from worker.store.models import Delivery
+
+SHARDS = 4
+
+
+def journal(redis: Any, shard: int, *events: str, at: int = 1_767_225_600_000) -> str:
+    page = Page([
+        Row("c9VdLs3H", "prj", event, "trial_started", "delivered", "", "", 200, 1, at, at, "1-1")
+        for event in events
+    ])  # fmt: skip
+    entry: bytes = redis.xadd(Keys(shard).journal, {PAGE: pack(page)})
+    return entry.decode()
+
+
+def rows(engine: Engine) -> int:
+    with reading(engine) as connection:
+        return connection.execute(select(func.count(Delivery.table().c.id))).scalar() or 0
+
+
+def test_all_shards_are_recorded_and_trimmed(events_redis: Any, empty_database: Engine) -> None:
+    journal(events_redis, 0, "a", "b")
+    journal(events_redis, 3, "c")
+    last = journal(events_redis, 3, "d")
+
+    assert record(events_redis, empty_database, SHARDS) == 4
+
+    assert rows(empty_database) == 4
+    assert [events_redis.xlen(Keys(shard).journal) for shard in range(SHARDS)] == [0, 0, 0, 0]
+    with reading(empty_database) as connection:
+        assert last_recorded(connection, 3) == last
+    assert record(events_redis, empty_database, SHARDS) == 0
+
+
+def test_what_was_recorded_and_not_yet_trimmed_adds_no_row(
+    events_redis: Any, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal(events_redis, 1, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.record._trim", lambda *_: None)  # killed in between
+        record(events_redis, empty_database, SHARDS)
+    assert events_redis.xlen(Keys(1).journal) == 1
+    journal(events_redis, 1, "b")
+
+    record(events_redis, empty_database, SHARDS)
+
+    assert rows(empty_database) == 2
+    assert events_redis.xlen(Keys(1).journal) == 0
+
+
+@pytest.mark.parametrize("spoil", ["type", "page"])
+def test_a_spoilt_journal_keeps_no_other_back(
+    events_redis: Any, empty_database: Engine, spoil: str
+) -> None:
+    if spoil == "type":
+        events_redis.set(Keys(0).journal, "not a stream")
+    else:
+        events_redis.xadd(Keys(0).journal, {PAGE: b"\xc1"})
+    journal(events_redis, 2, "a", "b")
+
+    assert record(events_redis, empty_database, SHARDS) == 2
+    assert rows(empty_database) == 2
