@@ -48,5 +48,11 @@ fmt: install  ## format, and mend what the linter can
 lock:  ## bring the lock up to date with pyproject.toml
 	@$(LOCK) --upgrade -o requirements.lock
 
+bench: install  ## all benchmarks, about 5 minutes; writes tests/bench/results.json and plot.svg
+	@$(PY) -m tests.bench
+
+bench-quick: install  ## the main ones in a minute; name one: python -m tests.bench tls
+	@$(PY) -m tests.bench --quick
+
 new-provider: install  ## NAME=acme: an adapter, its tests and its fake upstream, to fill in
 	@$(PY) -m worker.cli.scaffold "$(NAME)"

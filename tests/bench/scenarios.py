@@ -1,0 +1,296 @@
+"""What is measured, by name. Each returns its figures; `ratio_…` are of one and the same run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sqlalchemy import Engine
+
+from tests.bench import load, naive, wrk
+from tests.bench.events import Source, fill
+from tests.bench.rig import Measured, Rig, Worker, until
+from worker.journal import PAGE, Page, Row, pack
+from worker.record import record as record_journal
+from worker.state import Keys, shard_of
+from worker.store.database import make_engine, upgrade
+
+Figures: TypeAlias = dict[str, Any]
+OTHER_SHARDS = 1_000_003  # most of them are nobody's: what is put there waits
+
+
+@dataclass
+class Bench:
+    """The rig, one worker that runs all the time, and what earlier scenarios found."""
+
+    rig: Rig
+    worker: Worker
+    quick: bool
+    found: dict[str, Figures] = field(default_factory=dict)
+    projects: dict[str, list[str]] = field(default_factory=dict)
+
+    def size(self, quick: int, full: int) -> int:
+        """Return how much of something, by how much time there is."""
+        return quick if self.quick else full
+
+    def hooks(self, name: str, count: int, path: str = "ok", **more: Any) -> list[str]:
+        """Return projects with a webhook each, known to the worker; made once."""
+        if name not in self.projects:
+            self.projects[name] = self.rig.webhooks(name, count, path, **more)
+            self.worker.learns(self.projects[name])
+        return self.projects[name]
+
+    def drained(self, projects: list[str], count: int) -> Measured:
+        """Measure the delivery of `count` events of projects with one integration each."""
+        return self.worker.drained(Source(projects), count)
+
+
+def single(bench: Bench) -> Figures:
+    """One request an event: 50 webhooks on 50 hosts; the naive baseline and wrk beside it."""
+    count = bench.size(12_000, 50_000)
+    projects = bench.hooks("hook", 50)
+    bench.drained(projects, count // 4)  # warm
+    first = bench.drained(projects, count)
+    limit = wrk.measure(bench.rig, bench.size(3, 6))
+    base = naive.measure(bench.rig, bench.size(600, 3_000))
+    second = bench.drained(projects, count)
+    best = min(first, second, key=lambda measured: measured.cpu)
+    return best.summary() | {
+        "naive": base.summary(),
+        "ratio_naive": round(max(first.rate, second.rate) / base.rate, 1),
+        "ratio_naive_cpu": round(best.per_core / base.per_core, 1),
+        "wrk": limit and limit.summary(),
+        "ratio_wrk": limit and round(best.per_core / limit.per_core, 3),
+    }
+
+
+def one_host(bench: Bench) -> Figures:
+    """One request an event, all to one webhook: its own limit of requests in flight holds."""
+    projects = bench.hooks("alone", 1)
+    return bench.drained(projects, bench.size(4_000, 20_000)).summary()
+
+
+def batch(bench: Bench) -> Figures:
+    """100 events a request: ten PostHog integrations."""
+    rig = bench.rig
+    settings = [
+        {"project_api_key": "phc_bench", "region": "custom", "host": rig.url(number, "")}
+        for number in range(10)
+    ]
+    if "batch" not in bench.projects:
+        bench.projects["batch"] = rig.projects("batch", "posthog", settings)
+        bench.worker.learns(bench.projects["batch"])
+    count = bench.size(20_000, 100_000)
+    measured = bench.drained(bench.projects["batch"], count)
+    requests = sum(measured.seen["requests"].values())
+    return measured.summary() | {"events_a_request": round(count / requests, 1)}
+
+
+def tls(bench: Bench) -> Figures:
+    """The same webhooks over HTTPS with keep-alive, against plain HTTP."""
+    count = bench.size(6_000, 30_000)
+    plain, secure = bench.hooks("hook", 50), bench.hooks("secure", 50, tls=True)
+    pairs = [(bench.drained(plain, count), bench.drained(secure, count)) for _ in range(2)]
+    ratio = max(one.cpu / other.cpu for one, other in pairs)
+    return min(pairs, key=lambda p: p[1].cpu)[1].summary() | {"ratio_plain": round(ratio, 2)}
+
+
+def slow(bench: Bench) -> Figures:
+    """Upstreams that answer after 50 ms, 50 hosts; the naive baseline has the same."""
+    measured = bench.drained(bench.hooks("slow", 50, "slow"), bench.size(6_000, 30_000))
+    base = naive.measure(bench.rig, bench.size(60, 300), "slow")
+    ratio = round(measured.rate / base.rate, 1)
+    return measured.summary() | {"naive": base.summary(), "ratio_naive": ratio}
+
+
+def latency(bench: Bench) -> Figures:
+    """From XADD until the upstream has it, at shares of the highest rate; half is what counts."""
+    projects = bench.hooks("hook", 50)
+    most = bench.found.get("single", {}).get("per_second") or bench.drained(projects, 8_000).rate
+    shares = (0.5,) if bench.quick else (0.1, 0.25, 0.5, 0.75)
+    points = [_at_rate(bench, projects, most * share, share) for share in shares]
+    half = next(point for point in points if point["share"] == 0.5)
+    return {"p50_ms": half["p50"], "p99_ms": half["p99"], "points": points}
+
+
+def _at_rate(bench: Bench, projects: list[str], rate: float, share: float) -> Figures:
+    seconds = bench.size(4, 8)
+    _loaded(bench, rate, seconds, projects)
+    return {"share": share, "per_second": round(rate), **bench.rig.seen()["ms"]["ok"]}
+
+
+def _loaded(bench: Bench, rate: float, seconds: float, *groups: list[str]) -> None:
+    """Publish to groups of projects at a rate each, and wait until all is delivered or waits."""
+    rig = bench.rig
+    rig.seen(reset=True)
+    loads = [
+        load.start(rig.settings.redis_url, rig.settings.shards, rate, seconds, projects)
+        for projects in groups
+    ]
+    for publisher in loads:
+        publisher.communicate()
+    until(lambda: rig.waiting()["intake"] == 0, "the intake is read")
+
+
+def idle(bench: Bench) -> Figures:
+    """A quiet service: what it uses, and how long one event takes."""
+    rig, seconds = bench.rig, bench.size(4, 15)
+    source = Source(bench.hooks("hook", 50))
+    intakes = [Keys(shard_of(p, rig.settings.shards)).intake for p in source.projects]
+    time.sleep(1)
+    cpu, drain, began = bench.worker.cpu(), bench.worker.drain_cpu(), time.monotonic()
+    time.sleep(seconds)
+    passed = time.monotonic() - began
+    used = (bench.worker.cpu() - cpu) / passed
+    drained = (bench.worker.drain_cpu() - drain) / passed
+    rig.seen(reset=True)
+    for _ in range(bench.size(20, 100)):
+        index, raw = source.next()
+        rig.redis.xadd(intakes[index], {"event": raw})
+        time.sleep(0.05)
+    until(lambda: rig.waiting()["intake"] == 0, "all is delivered")
+    return {
+        "cpu_percent": round(100 * used, 2),
+        "drain_cpu_percent": round(100 * drained, 2),
+        **{f"{name}_ms": value for name, value in rig.seen()["ms"]["ok"].items()},
+    }
+
+
+def neighbours(bench: Bench) -> Figures:
+    """One pipeline that hangs and 100 that are dead among healthy ones, at a steady load."""
+    healthy = bench.hooks("good", bench.size(100, 1_000))
+    dead = bench.rig.webhooks("dead", 100, "dead")
+    hanging = bench.rig.webhooks("hang", 1, "hang")
+    time.sleep(3)  # they are known
+    seconds = bench.size(6, 15)
+    rate = 0.25 * (bench.found.get("single", {}).get("per_second") or 2_000)
+    _loaded(bench, rate, seconds, healthy)
+    before = bench.rig.seen()
+    _loaded(bench, rate, seconds, healthy, [*dead, *hanging])
+    beside = bench.rig.seen()
+    return {
+        "healthy": before["ms"]["ok"],
+        "beside": beside["ms"]["ok"],
+        "ratio_rate": round(beside["requests"]["ok"] / before["requests"]["ok"], 3),
+        "ratio_p99": round(beside["ms"]["ok"]["p99"] / before["ms"]["ok"]["p99"], 2),
+        "hanging_requests": beside["requests"].get("hang", 0),
+    }
+
+
+def tenant(bench: Bench) -> Figures:
+    """One project with 100 times the load of each of 50 others."""
+    others, noisy = bench.hooks("hook", 50), bench.hooks("noisy", 1, "noisy")
+    seconds = bench.size(5, 12)
+    most = bench.found.get("single", {}).get("per_second") or 2_000
+    quiet = 0.15 * most
+    _loaded(bench, quiet, seconds, others)
+    alone = bench.rig.seen()["ms"]["ok"]
+    _loaded(bench, quiet * 3, seconds, [*others, f"{noisy[0]}*100"])
+    beside = bench.rig.seen()["ms"]["ok"]
+    return {"alone": alone, "beside": beside, "ratio_p99": round(beside["p99"] / alone["p99"], 2)}
+
+
+def backlogs(bench: Bench) -> Figures:
+    """Does a large backlog slow it down? And what an event costs in Redis while it waits."""
+    projects = bench.hooks("hook", 50)
+    sizes = (1_000, 10_000) if bench.quick else (1_000, 10_000, 100_000, 400_000)
+    points = [{"events": size, **bench.drained(projects, size).summary()} for size in sizes]
+    few, many = points[0]["cpu_us"], points[-1]["cpu_us"]
+    return {"points": points, "ratio_cpu": round(many / few, 2), **_bytes(bench, sizes[1])}
+
+
+def _bytes(bench: Bench, count: int) -> Figures:
+    """Return the bytes of Redis an event takes in the intake and in a lane, by its JSON's."""
+    rig = bench.rig
+    held = rig.webhooks("held", 1, "dead")
+    time.sleep(3)  # it is known
+    empty = rig.memory()
+    size = fill(rig.redis, Source(["parked"]), count, OTHER_SHARDS)
+    waiting = rig.memory() - empty
+    rig.redis.delete(Keys(shard_of("parked", OTHER_SHARDS)).intake)
+    before = rig.memory()
+    lane_size = bench.worker.fill(Source(held), count)
+    until(lambda: rig.waiting()["intake"] == 0, "all is in the lane")
+    in_lane = rig.memory() - before
+    return {
+        "intake_bytes_ratio": round(waiting / size, 2),
+        "lane_bytes_ratio": round(in_lane / lane_size, 2),
+    }
+
+
+def pipelines(bench: Bench) -> Figures:
+    """The same events spread over 10 to 10,000 integrations, each on a worker's first sight."""
+    count = bench.size(6_000, 30_000)
+    numbers = (10, 1_000) if bench.quick else (10, 100, 1_000, 10_000)
+    points = []
+    for number in numbers:
+        projects = bench.hooks(f"of{number}", number)
+        measured = bench.drained(projects, max(count, 2 * number))
+        points.append({"pipelines": number, **measured.summary()})
+    ratio = round(points[-1]["cpu_us"] / points[0]["cpu_us"], 2)
+    return {"points": points, "ratio_cpu": ratio, "memory_mb": points[-1]["memory_mb"]}
+
+
+def second(bench: Bench) -> Figures:
+    """A second worker process: the CPU a delivery takes should not change."""
+    projects, count = bench.hooks("hook", 50), bench.size(6_000, 30_000)
+    alone = bench.drained(projects, count)
+    with bench.rig.worker() as other:
+        until(lambda: len(bench.rig.redis.zrange("onward:owners", 0, -1)) == 2, "both drain")
+        time.sleep(2)
+        bench.worker.fill(Source(projects), count)
+        cpu = other.cpu()
+        both = bench.worker.measure(count)
+        both.cpu += other.cpu() - cpu
+    ratio = round(both.microseconds / alone.microseconds, 2)
+    return {"one": alone.summary(), "two": both.summary(), "ratio_cpu": ratio}
+
+
+def record(bench: Bench) -> Figures:
+    """Rows a second of one core from the journal into the database."""
+    from tests.worker.store.databases import postgres_url  # it takes seconds to start
+
+    rows = bench.size(40_000, 200_000)
+    urls = {"postgresql": postgres_url(), "sqlite": f"sqlite:///{bench.rig.folder / 'rows.db'}"}
+    return {
+        f"{kind}_rows_per_core": round(_recorded(bench.rig, make_engine(url), rows))
+        for kind, url in urls.items()
+    }
+
+
+def _recorded(rig: Rig, engine: Engine, rows: int) -> float:
+    upgrade(engine)
+    redis = rig.redis.__class__.from_url(rig.settings.redis_url[:-1] + "2", protocol=2)
+    redis.flushdb()
+    moment, entries = int(time.time() * 1000), 100
+    for number in range(rows // entries):
+        page = Page(
+            [
+                Row(
+                    f"i{row % 50:07d}", "project", f"event-{number}-{row}", "subscription_renewed",
+                    "delivered", "", "", 200, 1, moment, moment + row, f"{moment}-{row}",
+                )
+                for row in range(entries)
+            ]
+        )  # fmt: skip
+        redis.xadd(Keys(number % 4).journal, {PAGE: pack(page)})
+    cpu = time.process_time()
+    record_journal(redis, engine, 4)
+    cpu = time.process_time() - cpu
+    engine.dispose()
+    return rows / cpu
+
+
+QUICK: dict[str, Callable[[Bench], Figures]] = {
+    "single": single, "batch": batch, "latency": latency, "idle": idle, "tls": tls,
+}  # fmt: skip
+ALL: dict[str, Callable[[Bench], Figures]] = {
+    **QUICK, "one_host": one_host, "slow": slow, "pipelines": pipelines, "backlogs": backlogs,
+    "tenant": tenant, "neighbours": neighbours, "second": second, "record": record,
+}  # fmt: skip
+
+
+def temporary(folder: Path, *, quick: bool) -> Rig:
+    """Return a rig for the scenarios."""
+    return Rig(folder, **({} if quick else {"ONWARD_HOLD_EVENTS": "10000000"}))
