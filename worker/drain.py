@@ -103,9 +103,10 @@ class Drain:
                 await self._turn()
         finally:
             await self._leave()
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            while jobs:  # the client of Redis loses a cancellation now and then
+                for job in jobs:
+                    job.cancel()
+                jobs = list((await asyncio.wait(jobs, timeout=1))[1])
             metrics.publish()
 
     async def _every(self, seconds: float, work: Callable[[], Any]) -> None:
