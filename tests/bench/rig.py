@@ -19,13 +19,13 @@ from sqlalchemy import Engine, func, insert, select
 
 from tests.bench.events import Source, fill
 from tests.stack import end, family, free_port
+from worker.gauges import backlog
 from worker.settings import WorkerSettings, load_settings
 from worker.state import OWNERS, Keys
 from worker.store.database import make_engine, now, reading, upgrade
 from worker.store.models import Delivery, Integration, Project
 from worker.store.secrets import keyring_of
 from worker.supervisor import Part, onward, valkey, wait_for_redis
-from worker.gauges import backlog
 
 HOSTS = 51  # addresses the sink listens at
 PATIENCE = 120.0  # s without any progress
