@@ -31,6 +31,7 @@ from providers.kit import (
 )
 from worker.attempt import transport_outcome
 from worker.directory import Integration
+from worker.mask import Mask
 from worker.preview import outcome_shown, text_or_base64
 from worker.settings import WorkerSettings
 from worker.tokens import Tokens
@@ -73,12 +74,13 @@ class Exchange:
 class Trial:
     """What came of it. Without exchanges the outcome says why nothing was sent.
 
-    `event` is the test event's id, None for a check.
+    `event` is the test event's id, None for a check. `mask` knows the token, too.
     """
 
     event: str | None
     exchanges: tuple[Exchange, ...]
     outcome: Outcome | Unsent
+    mask: Mask
 
     @property
     def refused(self) -> bool:
@@ -99,7 +101,7 @@ def tried(send: Send, integration: Integration, worker: WorkerSettings) -> Trial
                 return await send(integration, transport)
         except TimeoutError:
             late = Retry("timeout", f"not done within {TRIAL_SECONDS} s")
-            return Trial(None, (), late)
+            return Trial(None, (), late, integration.mask)
         finally:
             await transport.close()
 
@@ -113,14 +115,15 @@ async def send_check(integration: Integration, transport: Transport) -> Trial | 
         return None
     context = await _context(integration, transport)
     if not isinstance(context, Context):
-        return Trial(None, (), context)
+        return Trial(None, (), context, integration.mask)
     request = replace(check.request(integration.settings, context), events=(0,))
 
     def read(_request: Request, response: Response, _settings: Any) -> Outcome:
         return check.read(response)
 
-    done = await _sent(request, integration, transport, read)
-    return Trial(None, (done,), done.outcome)
+    mask = _mask(integration, context)
+    done = await _sent(request, integration, transport, read, mask)
+    return Trial(None, (done,), done.outcome, mask)
 
 
 async def send_test(integration: Integration, transport: Transport) -> Trial:
@@ -128,20 +131,26 @@ async def send_test(integration: Integration, transport: Transport) -> Trial:
     event = _event(integration, datetime.now(UTC))
     context = await _context(integration, transport)
     if not isinstance(context, Context):
-        return Trial(event.id, (), context)
+        return Trial(event.id, (), context, integration.mask)
+    mask = _mask(integration, context)
     assert integration.settings is not None  # noqa: S101  else there is no context
     every = integration.settings.model_copy(update={"events": None})
     planned = plan(integration.provider, [event], every, context)
     if planned.unsent:
-        return Trial(event.id, (), planned.unsent[0])
+        return Trial(event.id, (), planned.unsent[0], mask)
     exchanges: list[Exchange] = []
     for request in sorted(planned.requests, key=lambda request: request.step):
         classify = integration.provider.classify
-        exchanges.append(await _sent(request, integration, transport, classify))
+        exchanges.append(await _sent(request, integration, transport, classify, mask))
         if not (request.optional or isinstance(exchanges[-1].outcome, Delivered)):
             break
     decisive = (e.outcome for e in exchanges if not e.request.optional)
-    return Trial(event.id, tuple(exchanges), worst(decisive))
+    return Trial(event.id, tuple(exchanges), worst(decisive), mask)
+
+
+def _mask(integration: Integration, context: Context) -> Mask:
+    own = integration.settings.secrets() if integration.settings else ()
+    return Mask([*own, *context.token.values()])
 
 
 async def _context(integration: Integration, transport: Transport) -> Context | Outcome:
@@ -167,13 +176,14 @@ async def _sent(
     integration: Integration,
     transport: Transport,
     read: Callable[[Request, Response, Any], Verdict],
+    mask: Mask,
 ) -> Exchange:
     try:
         response = await transport.send(request, pool=integration.id, timeout=integration.timeout)
     except TransportError as error:
         return Exchange(request, None, transport_outcome(error))
     verdict = read(request, response, integration.settings)
-    return Exchange(request, response, outcomes_of(request, verdict, integration.mask)[0])
+    return Exchange(request, response, outcomes_of(request, verdict, mask)[0])
 
 
 def _event(integration: Integration, now: datetime) -> Event:
@@ -207,16 +217,14 @@ def _event(integration: Integration, now: datetime) -> Event:
     return next(takes, named[0])
 
 
-def trial_shown(trial: Trial, integration: Integration) -> dict[str, Any]:
+def trial_shown(trial: Trial) -> dict[str, Any]:
     """Return outcome, requests and answers as plain values, masked."""
-    requests = [_exchange_shown(trial.event, exchange, integration) for exchange in trial.exchanges]
+    requests = [_exchange_shown(trial, exchange) for exchange in trial.exchanges]
     return {**outcome_shown(trial.event, trial.outcome), "requests": requests}
 
 
-def _exchange_shown(
-    event: str | None, exchange: Exchange, integration: Integration
-) -> dict[str, Any]:
-    request, answer = integration.mask.request(exchange.request), exchange.response
+def _exchange_shown(trial: Trial, exchange: Exchange) -> dict[str, Any]:
+    request, answer = trial.mask.request(exchange.request), exchange.response
     body, encoding = text_or_base64(request.body)
     shown: dict[str, Any] = {
         "method": request.method,
@@ -225,15 +233,14 @@ def _exchange_shown(
         "body": body,
         "body_encoding": encoding,
         "response": None,
-        **outcome_shown(event, exchange.outcome),
+        **outcome_shown(trial.event, exchange.outcome),
     }
     if answer is not None:
         body, encoding = text_or_base64(answer.body)
-        headers = {name: integration.mask(value) for name, value in answer.headers.items()}
         shown["response"] = {
             "status": answer.status,
-            "headers": headers,
-            "body": integration.mask(body),
+            "headers": {name: trial.mask(value) for name, value in answer.headers.items()},
+            "body": trial.mask(body),
             "body_encoding": encoding,
         }
     return shown

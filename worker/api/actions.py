@@ -56,7 +56,7 @@ def prove(
     done = _sent(trial.send_check, integration, here)
     if done is None:
         return None
-    shown = trial.trial_shown(done, integration)
+    shown = trial.trial_shown(done)
     if done.refused:
         said = shown["message"] or shown["reason"]
         raise invalid("The provider refuses these settings", details=[("settings", said)])
@@ -71,7 +71,7 @@ def _tried(send: trial.Send, action: str, id_: str, who: Principal, here: Servic
     done = _sent(send, integration, here)
     if done is None:
         return None
-    shown = trial.trial_shown(done, integration)
+    shown = trial.trial_shown(done)
     with here.engine.begin() as connection:
         told = {name: shown[name] for name in ("outcome", "reason", "message")}
         audit.add(connection, who.actor, action, integration_id=id_, after=told)

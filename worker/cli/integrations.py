@@ -275,7 +275,7 @@ def _try(send: "Send", integration_id: str, *, json: bool) -> None:
             f"{integration.provider.title} has no harmless call to check settings by; send a test "
             f"event: onward integrations test {integration_id}"
         )
-    told = trial_shown(done, integration)
+    told = trial_shown(done)
     if json:
         print_json(told)
     else:
