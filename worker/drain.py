@@ -46,6 +46,7 @@ BALANCE_SECONDS = 0.5
 LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
 GRACE_SECONDS = 5.0
 EXPIRE_SECONDS = 10.0
+STRANDED_SECONDS = 5.0
 NOTICE_SECONDS = 1.0
 SOLO_DELIVERIES = 2  # an entry delivered more often is handled alone: it may kill the process
 SOLO_DEATHS = 2
@@ -84,6 +85,7 @@ class Drain:
         self.leaving = False
         self._openings: set[asyncio.Task[None]] = set()
         self._committing = asyncio.Lock()
+        self._reading: Sequence[Shard] = ()  # by the read in flight
         self._fruitful = settings.shards  # streams that had something to read, lately
         self._directory_seen = 0.0
 
@@ -97,6 +99,7 @@ class Drain:
             asyncio.create_task(self._every(0.02, self._fire), name="timers"),
             asyncio.create_task(self._every(EXPIRE_SECONDS, self.dispatcher.expire), name="expire"),
             asyncio.create_task(self._every(NOTICE_SECONDS, self._notice), name="notice"),
+            asyncio.create_task(self._every(STRANDED_SECONDS, self._stranded), name="stranded"),
         ]
         try:
             while time.monotonic() < until and not self.stopping():
@@ -166,7 +169,8 @@ class Drain:
         for shard in list(self.shards.values())[share:]:
             shard.leave(time.monotonic())
         for shard in [s for s in self.shards.values() if s.leaving]:
-            await self._give_back(shard)
+            if shard not in self._reading:  # what it brings is ours, and the next owner's no more
+                await self._give_back(shard)
 
     async def _take(self, keys: Keys) -> bool:
         try:
@@ -287,6 +291,27 @@ class Drain:
             if consumer["pending"] == 0 and name != self.token.encode():
                 await redis.xgroup_delconsumer(keys.intake, GROUP, name)
 
+    async def _stranded(self) -> None:
+        """Take what others read of our shards after they lost them, and will not come back to."""
+        shards = [shard for shard in self.shards.values() if shard.reads]
+        if not (shards and self.directory.usable and self._safe()):
+            return
+        counts = await self.state.pending([shard.keys for shard in shards])
+        for shard, pending in zip(shards, counts, strict=True):
+            for other in pending.keys() - {self.token}:
+                await self._adopt(shard, other)
+
+    async def _adopt(self, shard: Shard, other: str) -> None:
+        redis, intake = self.state.redis, shard.keys.intake
+        while shard.reads and (
+            found := await redis.xpending_range(
+                intake, GROUP, min="-", max="+", count=READ, consumername=other
+            )
+        ):
+            ids = [p["message_id"] for p in found]
+            entries = await redis.xclaim(intake, GROUP, self.token, 0, ids)
+            await self._accept([(shard, entries)])
+
     async def _suspects(self, shard: Shard, entries: list[Any]) -> None:
         """Handle entries whose owners died more than once: one of them may be to blame.
 
@@ -371,16 +396,21 @@ class Drain:
             await asyncio.sleep(0.2)
 
     async def _read(self) -> None:
-        names = {shard.keys.intake.encode(): shard for shard in self.shards.values() if shard.reads}
+        shards = [shard for shard in self.shards.values() if shard.reads]
+        names = {shard.keys.intake.encode(): shard for shard in shards}
         streams: dict[Any, Any] = dict.fromkeys(names, ">")
         if 0 in self.shards and self.shards[0].reads:
             streams[UNSHARDED] = ">"
         if not streams:
             await asyncio.sleep(0.02)
             return
-        reply = await self.state.reader.xreadgroup(
-            GROUP, self.token, streams, count=max(READ // self._fruitful, 1), block=BLOCK_MS
-        )
+        self._reading = shards
+        try:
+            reply = await self.state.reader.xreadgroup(
+                GROUP, self.token, streams, count=max(READ // self._fruitful, 1), block=BLOCK_MS
+            )
+        finally:
+            self._reading = ()
         self._fruitful = max(len(reply or ()), self._fruitful // 2, 1)
         arrived = dict(reply or ())
         if unsharded := arrived.pop(UNSHARDED.encode(), None):

@@ -282,6 +282,22 @@ class State:
             if "BUSYGROUP" not in str(error):
                 raise
 
+    async def pending(self, shards: Sequence[Keys]) -> list[dict[str, int]]:
+        """Return of each shard who has read how many entries and not acknowledged them.
+
+        Nobody where that cannot be told: whoever reads such a shard says what is wrong with it.
+        """
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for keys in shards:
+                pipe.xpending(keys.intake, GROUP)
+            replies = await pipe.execute(raise_on_error=False)
+        return [
+            {}
+            if isinstance(reply, ResponseError)
+            else {who["name"].decode(): who["pending"] for who in reply["consumers"] or ()}
+            for reply in replies
+        ]
+
     async def renew(self, shards: Iterable[Keys], token: str) -> list[bool]:
         """Lengthen the leases; False where one is lost."""
         calls = [((keys.lease,), (token, LEASE_MS)) for keys in shards]

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.scene import PROJECT, WINDOW, Make, Scene
 from tests.stack import end, eventually, family
 from worker.record import record
-from worker.state import Keys, shard_of
+from worker.state import GROUP, Keys, shard_of
 
 pytestmark = pytest.mark.processes
 SHARD = shard_of(PROJECT, 32)
@@ -27,6 +27,39 @@ def test_leases_are_taken_away(scene: Make) -> None:
                 s.redis.delete(Keys(SHARD).lease)
             s.moving(50)
         s.check(duplicates=8 * WINDOW)
+
+
+@pytest.mark.row("N", "entries read by somebody who lost the shard: its owner takes them")
+def test_stranded_entries(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        s.send(20)
+        s.redis.xgroup_create(Keys(SHARD).intake, GROUP, "0")
+        s.redis.xreadgroup(GROUP, "gone", {Keys(SHARD).intake: ">"}, count=5)
+        s.worker()
+        s.moving(20 - s.arrived())
+        late = s.encoded(20)
+        with s.redis.pipeline(transaction=True) as pipe:  # not to be read by the owner between
+            for raw in late:
+                pipe.xadd(Keys(SHARD).intake, {"event": raw})
+            pipe.xreadgroup(GROUP, "late", {Keys(SHARD).intake: ">"})
+            pipe.execute()
+        s.check()
+
+
+@pytest.mark.slow
+@pytest.mark.row("N", "workers come and go under load: no shard's events are left behind")
+def test_workers_join_and_leave(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a"), s.hook("b")
+        s.worker()
+        with s.load(rate=200):
+            for _ in range(4):
+                other = s.worker()
+                s.moving(100)
+                s.stop(other)
+                s.moving(100)
+        s.check(ordered=True)
 
 
 @pytest.mark.slow
