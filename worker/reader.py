@@ -1,0 +1,152 @@
+"""Reading the intake: new entries of all our shards at once, and what a lost answer hid."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+from providers.kit.decode import InvalidEvent, decode
+from worker.committer import Committer
+from worker.router import Router
+from worker.shard import Shard
+from worker.state import GROUP, UNSHARDED, Keys, shard_of
+
+log = logging.getLogger(__name__)
+
+READ = 256  # entries a read, of all shards together
+BLOCK_MS = 250
+IDLE_SECONDS = 0.02
+LARGEST_REREAD = 20_000
+
+
+class Reader:
+    """Reads for one token."""
+
+    def __init__(
+        self,
+        router: Router,
+        committer: Committer,
+    ) -> None:
+        self.router = router
+        self.committer = committer
+        self.state = committer.state
+        self.token = committer.token
+        self.lost = committer.lost
+        self.count = router.settings.shards
+        self.reading: Sequence[Shard] = ()  # by the read in flight
+        self._fruitful = self.count  # streams that had something to read, lately
+
+    async def turn(self, shards: Mapping[int, Shard]) -> None:
+        """Read once from those of our shards that may be read, and route what came."""
+        try:
+            for shard in [s for s in shards.values() if s.reads and s.unsure]:
+                await self._sure(shard)
+            await self._read([shard for shard in shards.values() if shard.reads])
+        except RedisError as error:
+            log.warning("The intake could not be read (%s); trying again", error)
+            for shard in shards.values():
+                shard.unsure = True
+            if "NOGROUP" in str(error) or "WRONGTYPE" in str(error):
+                with suppress(RedisError):
+                    await self._mend(shards)
+            await asyncio.sleep(0.2)
+
+    async def _read(self, shards: Sequence[Shard]) -> None:
+        names = {shard.keys.intake.encode(): shard for shard in shards}
+        streams: dict[Any, Any] = dict.fromkeys(names, ">")
+        if any(shard.keys.shard == 0 for shard in shards):
+            streams[UNSHARDED] = ">"
+        if not streams:
+            await asyncio.sleep(IDLE_SECONDS)
+            return
+        self.reading = shards
+        try:
+            reply = await self.state.reader.xreadgroup(
+                GROUP, self.token, streams, count=max(READ // self._fruitful, 1), block=BLOCK_MS
+            )
+        finally:
+            self.reading = ()
+        self._fruitful = max(len(reply or ()), self._fruitful // 2, 1)
+        arrived = dict(reply or ())
+        if unsharded := arrived.pop(UNSHARDED.encode(), None):
+            await self._spread(unsharded)
+        kept = [(names[name], entries) for name, entries in arrived.items()]
+        await self.router.accept([(shard, entries) for shard, entries in kept if not shard.lost])
+
+    async def _sure(self, shard: Shard) -> None:
+        try:
+            await self._reread(shard)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            self.committer.stuck(shard, error)  # the other shards go on
+
+    async def _reread(self, shard: Shard) -> None:
+        """Take what was read for us in an answer that never came."""
+        redis, keys = self.state.redis, shard.keys
+        async with self.committer.busy:  # no acknowledgement between the question and its answer
+            pending = await redis.xpending_range(
+                keys.intake, GROUP, min="-", max="+", count=LARGEST_REREAD, consumername=self.token
+            )
+            ids = [p["message_id"] for p in pending if not shard.knows(p["message_id"])]
+        for start in range(0, len(ids), READ):
+            async with redis.pipeline(transaction=False) as pipe:
+                for entry_id in ids[start : start + READ]:
+                    pipe.xrange(keys.intake, entry_id, entry_id)
+                found = await pipe.execute()
+            await self.router.accept([(shard, [entry for entries in found for entry in entries])])
+        if keys.shard == 0:
+            await self.reclaim_unsharded()
+        shard.unsure = False
+
+    async def _mend(self, shards: Mapping[int, Shard]) -> None:
+        """See to what reading stumbled over: groups that are gone, a key that is no stream."""
+        for shard in list(shards.values()):
+            try:
+                await self.state.ensure_group(shard.keys.intake)
+            except ResponseError:
+                self.lost(shard)
+                await self.state.release(shard.keys, self.token)
+        await self.state.ensure_group(UNSHARDED)
+
+    async def _spread(self, entries: list[Any]) -> None:
+        """Move entries of the unsharded intake on: append to the shard first, then acknowledge."""
+        async with self.state.redis.pipeline(transaction=False) as pipe:
+            for _, fields in entries:
+                raw = fields.get(b"event", b"")
+                pipe.xadd(Keys(self._shard_of(raw)).intake, fields or {b"empty": b""})
+            added = await pipe.execute(raise_on_error=False)
+        done = [entry[0] for entry, reply in zip(entries, added, strict=True) if _added(reply)]
+        if done:
+            async with self.state.redis.pipeline(transaction=False) as pipe:
+                pipe.xack(UNSHARDED, GROUP, *done)
+                pipe.xdel(UNSHARDED, *done)
+                await pipe.execute()
+        if len(done) < len(entries):
+            raise next(reply for reply in added if not _added(reply))
+
+    async def reclaim_unsharded(self) -> None:
+        """Move on what somebody read from the unsharded intake and did not move on."""
+        cursor: bytes | str = "0-0"
+        while True:
+            cursor, entries, *_ = await self.state.redis.xautoclaim(
+                UNSHARDED, GROUP, self.token, 0, cursor, count=READ
+            )
+            if entries:
+                await self._spread(entries)
+            if cursor in (b"0-0", "0-0"):
+                return
+
+    def _shard_of(self, raw: bytes) -> int:
+        try:
+            return shard_of(decode(raw, int(time.time())).project_id, self.count)
+        except InvalidEvent:
+            return 0
+
+
+def _added(reply: Any) -> bool:
+    return not isinstance(reply, Exception)

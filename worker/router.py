@@ -1,0 +1,157 @@
+"""Intake entries on their way to pipelines: decoded once, known as first or repeated, routed."""
+
+import base64
+import time
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from providers.kit import Event
+from providers.kit.decode import InvalidEvent, decode
+from providers.kit.interface import dump_text
+from worker import metrics
+from worker.dispatch import Dispatcher
+from worker.journal import Letter, Row
+from worker.shard import Entry, Shard
+
+_Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
+
+
+class Router:
+    """Hands each entry to the pipelines of its project."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self.settings = dispatcher.settings
+        self.directory = dispatcher.directory
+        self.state = dispatcher.state
+        self.clock = dispatcher.clock
+        self.progressed = time.monotonic()
+
+    async def accept(self, arrived: Sequence[tuple[Shard, list[Any]]]) -> None:
+        """Decode entries and hand them to their pipelines."""
+        self.progressed = time.monotonic()
+        read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
+        for (shard, found), firsts in zip(read, await self._firsts(read), strict=True):
+            for (entry_id, accepted, raw, event), first in zip(found, firsts, strict=True):
+                if not first:
+                    metrics.event("duplicate")
+                    shard.tallies["*", "duplicate"] += 1
+                    shard.ack(entry_id)
+                elif entry_id in shard.progress:
+                    self._resume(shard, entry_id, accepted, raw, event)
+                else:
+                    self._route(shard, entry_id, accepted, raw, event)
+
+    def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
+        """Return the entries that are new and well formed; the malformed are dead letters."""
+        found: list[_Read] = []
+        for entry_id, fields in entries:
+            if shard.knows(entry_id):
+                continue
+            raw = fields.get(b"event")
+            if raw is None:
+                fault = {"path": "", "message": 'the stream entry has no field "event"'}
+                _malformed(shard, entry_id, _fields_text(fields), [fault])
+                continue
+            accepted = _accepted(entry_id)
+            try:
+                event = decode(raw, accepted // 1000)
+            except InvalidEvent as error:
+                _malformed(shard, entry_id, raw, error.faults)
+            else:
+                found.append((entry_id, accepted, raw, event))
+        return found
+
+    async def _firsts(self, read: Sequence[tuple[Shard, list[_Read]]]) -> list[list[bool]]:
+        if not self.settings.dedupe_seconds:
+            return [[True] * len(found) for _, found in read]
+        ids = [
+            (shard.keys, [(f"{event.project_id}/{event.id}", id_) for id_, _, _, event in found])
+            for shard, found in read
+        ]
+        return await self.state.first_seen(
+            ids, self.settings.dedupe_seconds, int(self.clock.now_ms())
+        )
+
+    def _route(
+        self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
+    ) -> None:
+        targets = self.directory.targets(event.project_id, event.platform)
+        entry = Entry(entry_id, [integration.id for integration in targets], accepted)
+        if not targets:
+            metrics.event("unrouted")
+            shard.tallies["*", "unrouted"] += 1
+            shard.finish(entry)
+            return
+        metrics.event("accepted")
+        shard.entries[entry_id] = entry
+        for integration in targets:
+            self.dispatcher.offer(shard, entry, integration, event, raw)
+
+    def _resume(
+        self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
+    ) -> None:
+        """Route an entry that somebody had begun with: its targets are fixed."""
+        targets, done = shard.progress.pop(entry_id)
+        metrics.event("accepted")
+        entry = Entry(entry_id, targets, accepted, list(done), noted=True)
+        left = [target for target in targets if target not in done]
+        if not left:
+            shard.finish(entry)
+            return
+        shard.entries[entry_id] = entry
+        for target in left:
+            integration = self.directory.get(target)
+            if integration is None:
+                self._deleted(shard, entry, target, event)
+            else:
+                self.dispatcher.offer(shard, entry, integration, event, raw)
+
+    def _deleted(self, shard: Shard, entry: Entry, target: str, event: Any) -> None:
+        now = int(self.clock.now_ms())
+        shard.page.rows.append(
+            Row(
+                target, event.project_id, event.id, event.name, "skipped", "deleted",
+                "the integration was deleted", None, 0, entry.accepted, now, entry.id.decode(),
+            )
+        )  # fmt: skip
+        shard.tallies[target, "skipped"] += 1
+        shard.settle(entry, target)
+
+
+def set_apart(  # noqa: PLR0917  a letter has that much to say
+    shard: Shard,
+    entry_id: bytes,
+    raw: bytes,
+    reason: str,
+    message: str,
+    faults: str | None = None,
+) -> None:
+    """Make a dead letter of an entry that is for no integration."""
+    shard.page.letters.append(
+        Letter(
+            None, None, None, None, reason, message, faults, raw, None, None, None, 0,
+            _accepted(entry_id),
+        )
+    )  # fmt: skip
+    shard.tallies["*", reason] += 1
+    shard.ack(entry_id)
+
+
+def _malformed(shard: Shard, entry_id: bytes, raw: bytes, faults: list[dict[str, str]]) -> None:
+    metrics.event("malformed")
+    message = "; ".join(f"{f['path'] or 'event'} {f['message']}" for f in faults)[:1000]
+    set_apart(shard, entry_id, raw, "malformed", message, dump_text(faults))
+
+
+def _accepted(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
+
+
+def _fields_text(fields: dict[bytes, bytes]) -> bytes:
+    """Return an entry's fields as JSON, base64 where they are not text."""
+    shown = {
+        key.decode("utf-8", "replace"): base64.b64encode(value).decode()
+        for key, value in fields.items()
+    }
+    return dump_text({"fields_base64": shown}).encode()
