@@ -5,17 +5,12 @@ loop; nothing here waits for the database.
 """
 
 import asyncio
-import heapq
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import count
-from typing import Any
+from dataclasses import dataclass
 
-import msgspec
 from redis.exceptions import RedisError
 
 from providers.kit import (
@@ -24,26 +19,24 @@ from providers.kit import (
     Rejected,
     Retry,
     Skipped,
-    one_line,
 )
-from worker import incidents, lane
+from worker import lane
+from worker.agenda import Agenda, Jobs
 from worker.attempt import Report
-from worker.backoff import delay, wait_after
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import FIRST_RAMP, Delivery, Landed, Pipeline
+from worker.rounds import Rounds, told
 from worker.sender import Sender
 from worker.settings import WorkerSettings
-from worker.settle import failure, pause, remain, remember, settle, want_suspension
+from worker.settle import settle
 from worker.shard import Entry, Shard
 from worker.state import State
-from worker.suspension import WELL, Health, Round, after_round
+from worker.suspension import WELL, Health, Round
 from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
-MESSAGE_LENGTH = 1_000  # characters an operator is shown
 AGAIN_MS = 500  # after trouble of our own
 UNEVEN = 1.5  # times the mean: that queue goes to its lane when reading has no room
 
@@ -67,9 +60,9 @@ class Dispatcher:
         self.paused = False  # something was not started because our leases might not hold
         self.safe: Callable[[], bool] = lambda: True  # whether our leases surely hold
         self._starved: deque[Pipeline] = deque()
-        self._timers: list[tuple[float, int, Pipeline]] = []
-        self._order = count()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.agenda = Agenda(self.clock)
+        self.jobs = Jobs()
+        self.rounds = Rounds(self)
         self._active: set[Pipeline] = set()
         self._ready: deque[tuple[Pipeline, list[Delivery]]] = deque()
         self._landing = False
@@ -96,7 +89,7 @@ class Dispatcher:
             self._settle(delivery, Landed(Skipped("off", "the integration is paused")))
         elif integration.fault and not pipeline.held:
             shard.to_lane(delivery)
-            self._suspend(pipeline, "settings", integration.fault)
+            self.rounds.suspend(pipeline, "settings", integration.fault)
         elif pipeline.lane_first(delivery.user):
             self._join_lane(pipeline, delivery)
         else:
@@ -109,7 +102,7 @@ class Dispatcher:
         if pipeline.integration.through_lane and not pipeline.due and not pipeline.held:
             linger = pipeline.integration.limits.linger.total_seconds() * 1000
             pipeline.due = self.clock.now_ms() + linger
-            self._timer(pipeline, pipeline.due)
+            self.agenda.look(pipeline, pipeline.due)
         pipeline.shard.to_lane(delivery)
 
     def lane_written(self, pipeline: Pipeline) -> None:
@@ -121,7 +114,7 @@ class Dispatcher:
         """Move the longest queue to its lane: reading must not wait for one pipeline."""
         longest = max(self._active, key=lambda pipeline: pipeline.size, default=None)
         if longest is not None and longest.size:
-            self._queue_to_lane(longest)
+            self.queue_to_lane(longest)
 
     @property
     def uneven(self) -> bool:
@@ -129,7 +122,7 @@ class Dispatcher:
         longest = max((pipeline.size for pipeline in self._active), default=0)
         return longest * len(self._active) > UNEVEN * self.unsent
 
-    def _queue_to_lane(self, pipeline: Pipeline) -> None:
+    def queue_to_lane(self, pipeline: Pipeline) -> None:
         """Everything fresh of a pipeline goes to its lane, what is in flight first."""
         for delivery in pipeline.flying:
             if delivery.lane_id is None:
@@ -161,7 +154,7 @@ class Dispatcher:
         if pipeline.integration.limits.whole_batches and self._gathering(pipeline, now):
             return
         if pipeline.due > now:
-            self._timer(pipeline, pipeline.due)
+            self.agenda.look(pipeline, pipeline.due)
             return
         self._wake(pipeline, now)
         self._send(pipeline)
@@ -200,10 +193,10 @@ class Dispatcher:
             return False
         if pipeline.batch is None:
             if pipeline.due > now and pipeline.lane_len < limits.events:
-                self._timer(pipeline, pipeline.due)
+                self.agenda.look(pipeline, pipeline.due)
                 return True
             if not pipeline.reading:
-                self._spawn(self._fix_batch(pipeline))
+                self.jobs.start(self._fix_batch(pipeline))
             return True
         return pipeline.requests > 0
 
@@ -257,7 +250,7 @@ class Dispatcher:
             if first <= now:
                 pipeline.rewind()
             else:
-                self._timer(pipeline, first)
+                self.agenda.look(pipeline, first)
 
     def _lingers(self, pipeline: Pipeline) -> bool:
         """Whether a JSON batch waits in memory for more events, for at most its linger."""
@@ -267,7 +260,7 @@ class Dispatcher:
         left = pipeline.oldest + limits.linger.total_seconds() - time.monotonic()
         if left <= 0:
             return False
-        self._timer(pipeline, self.clock.now_ms() + left * 1000)
+        self.agenda.look(pipeline, self.clock.now_ms() + left * 1000)
         pipeline.lingering = True
         return True
 
@@ -275,7 +268,7 @@ class Dispatcher:
         if pipeline.reading:
             return
         pipeline.reading = True
-        self._spawn(self._read(pipeline))
+        self.jobs.start(self._read(pipeline))
 
     async def _read(self, pipeline: Pipeline) -> None:
         try:
@@ -292,7 +285,7 @@ class Dispatcher:
 
     def _later(self, pipeline: Pipeline, error: RedisError) -> None:
         log.warning("Redis did not answer (%s); trying again", error)
-        self._timer(pipeline, self.clock.now_ms() + AGAIN_MS)
+        self.agenda.look(pipeline, self.clock.now_ms() + AGAIN_MS)
 
     def _start(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
         pipeline.requests += 1
@@ -303,7 +296,7 @@ class Dispatcher:
 
     def _launch(self) -> None:
         while self._ready:
-            self._spawn(self._fly(*self._ready.popleft()))
+            self.jobs.start(self._fly(*self._ready.popleft()))
 
     async def _fly(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
         """Send a batch, land it, and go on with what may then start: tasks are not for nothing."""
@@ -350,14 +343,14 @@ class Dispatcher:
                 case Skipped():
                     settle(delivery, landed, now)
                 case _:
-                    self._stumbled(pipeline, delivery, landed)
+                    self.rounds.stumbled(pipeline, delivery, landed)
         round_ = Round(
             delivered, rejected, report.failed, report.refused, report.throttled, report.gone,
             report.asked,
         )  # fmt: skip
         if report.reason:
             pipeline.reason = report.reason
-            pipeline.message = self._told(pipeline.integration, report)
+            pipeline.message = told(pipeline.integration, report)
         if (
             pipeline.closed
             or pipeline.stumbled
@@ -366,44 +359,13 @@ class Dispatcher:
             or report.throttled
             or report.gone
         ):
-            pipeline.round = _joined(pipeline.round, round_)
-            self._close(pipeline)
+            pipeline.round = pipeline.round + round_
+            self.rounds.close(pipeline)
         else:
-            self._went_well(pipeline, round_)
+            self.rounds.went_well(pipeline, round_)
         if pipeline.batch and not pipeline.closed and pipeline.requests == 0:
             self._batch_over(pipeline)
         self._feed()
-
-    def _told(self, integration: Integration, report: Report) -> str:
-        statuses = [landed.status for landed in report.landed if landed and landed.status]
-        status = (
-            f"{statuses[0]} from {integration.provider.title}"
-            if statuses
-            else integration.provider.title
-        )
-        return f"{status}: {one_line(integration.mask(report.message or report.reason))}"
-
-    def _went_well(self, pipeline: Pipeline, round_: Round) -> None:
-        if round_.delivered and pipeline.health is WELL and not pipeline.probing:
-            self._fares_well(pipeline, round_)
-            pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
-            self.pump(pipeline)
-            return
-        health, verdict = after_round(
-            pipeline.health, round_, pipeline.integration.policy.thresholds
-        )
-        self._fares_well(pipeline, round_)
-        if round_.delivered and (pipeline.health != Health() or pipeline.probing):
-            remember(pipeline, health, delivered=True)
-        pipeline.health = health
-        if verdict == "suspend":
-            told = f"{health.rejections} events rejected in a row, none delivered between"
-            self._suspend(pipeline, "rejected", told)
-            return
-        if round_.delivered or round_.rejected:
-            pipeline.probing = False
-        pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
-        self.pump(pipeline)
 
     def _batch_over(self, pipeline: Pipeline) -> None:
         """A whole batch is through: the next one gathers."""
@@ -415,156 +377,6 @@ class Dispatcher:
         pipeline.due = self.clock.now_ms() + linger if pipeline.lane_len > 0 else 0
         if pipeline.lane_len > 0:
             pipeline.shard.after.append(lambda: self.pump(pipeline))
-
-    def _stumbled(self, pipeline: Pipeline, delivery: Delivery, landed: Landed) -> None:
-        outcome = landed.outcome
-        delivery.step = landed.step
-        if isinstance(outcome, Retry):
-            delivery.note = outcome.note
-            if outcome.note == "new_token":
-                self.sender.tokens.forget(pipeline.integration.id)
-        delivery.landed = landed
-        if landed.alone:
-            self._wait_alone(delivery)
-        else:
-            pipeline.stumbled.append(delivery)
-            if delivery.lane_id is None:
-                pipeline.shard.to_lane(delivery)
-
-    def _close(self, pipeline: Pipeline) -> None:
-        """Let what is in flight land; the rest waits in the lane, in order."""
-        if not pipeline.closed:
-            pipeline.closed = True
-            self._queue_to_lane(pipeline)
-        if pipeline.requests == 0:
-            pipeline.shard.after.append(lambda: self._end_round(pipeline))
-
-    def _end_round(self, pipeline: Pipeline) -> None:
-        """Decide, once everything of a failed round has landed and has its place in the lane."""
-        if pipeline.requests or not pipeline.closed:
-            return
-        if pipeline.round.failed and not pipeline.round.delivered:
-            self._spawn(self._end_failed_round(pipeline))
-        else:
-            self._conclude(pipeline)
-
-    async def _end_failed_round(self, pipeline: Pipeline) -> None:
-        """Count the failure, unless it is the provider that is down."""
-        integration, now = pipeline.integration, self.clock.now_ms()
-        fare = incidents.Fare(integration.project_id, int(now), failing=True)
-        try:
-            fares = await incidents.note(self.state.redis, integration.slug, integration.id, fare)
-        except RedisError as error:
-            log.warning("How others of %s fare is not known (%s)", integration.slug, error)
-            fares = []
-        self._conclude(pipeline, incident=incidents.incident_of(fares, now) is not None)
-
-    def _fares_well(self, pipeline: Pipeline, round_: Round) -> None:
-        """Let other processes know now and then that this pipeline delivers."""
-        now = self.clock.now_ms()
-        if not round_.delivered or now - pipeline.fared < FARE_MS:
-            return
-        pipeline.fared = now
-        integration = pipeline.integration
-        fare = incidents.Fare(integration.project_id, int(now), failing=False)
-        self._spawn(incidents.note(self.state.redis, integration.slug, integration.id, fare))
-
-    def _conclude(self, pipeline: Pipeline, *, incident: bool = False) -> None:
-        """Take a failed round's consequences; in a provider's incident nothing is counted."""
-        round_, stumbled, policy = pipeline.round, pipeline.stumbled, pipeline.integration.policy
-        pipeline.closed, pipeline.round, pipeline.stumbled = False, Round(), []
-        pipeline.fared = 0
-        pipeline.forget_lane()
-        health, verdict = after_round(pipeline.health, round_, policy.thresholds)
-        if incident and not round_.refused and not round_.gone:
-            verdict = "back_off"
-            health = replace(health, failures=min(health.failures, policy.thresholds.retry - 1))
-        pipeline.health = health
-        for delivery in stumbled:
-            if verdict == "go_on":
-                self._wait_alone(delivery)
-            else:
-                remain(delivery)
-        now = self.clock.now_ms()
-        chance = random.random()  # noqa: S311  jitter
-        match verdict:
-            case "suspend":
-                self._suspend(pipeline, pipeline.reason, pipeline.message)
-                return
-            case "back_off":
-                failures = max(pipeline.health.failures, 1)
-                wait = wait_after(policy.schedule, failures, round_.asked, chance)
-                self._back_off(pipeline, now + wait * 1000)
-            case "pause":
-                first = delay(policy.schedule, 1, chance)
-                wait = round_.asked.total_seconds() if round_.asked else first
-                pause(pipeline, now + wait * 1000)
-            case "go_on":
-                pipeline.due, pipeline.probing = 0, False
-        self.pump(pipeline)
-
-    def _back_off(self, pipeline: Pipeline, due: float) -> None:
-        pause(pipeline, due)
-        remember(pipeline, pipeline.health)
-        failure(pipeline, int(self.clock.now_ms()))
-
-    def _wait_alone(self, delivery: Delivery) -> None:
-        """Give an event that fails alone a due time of its own, or give it up."""
-        landed, policy = delivery.landed, delivery.pipeline.integration.policy
-        assert landed is not None  # noqa: S101  it was sent
-        outcome = landed.outcome
-        message = getattr(outcome, "message", "")
-        delivery.alone += 1
-        asked = outcome.after if isinstance(outcome, Retry) else None
-        pending = isinstance(outcome, Retry) and outcome.reason == "attribution_pending"
-        if delivery.alone >= policy.event_attempts and not pending:
-            told = f"gave up after {delivery.attempts} attempts: {message}"
-            given_up = msgspec.structs.replace(landed, outcome=Rejected("exhausted", told))
-            self._settle(delivery, given_up)
-            return
-        chance = random.random()  # noqa: S311  jitter
-        wait = (
-            asked.total_seconds()
-            if asked is not None
-            else delay(policy.schedule, delivery.alone, chance)
-        )
-        delivery.due = int(self.clock.now_ms() + wait * 1000)
-        self._timer(delivery.pipeline, delivery.due)
-        if delivery.lane_id:
-            remain(delivery)
-        else:
-            self._wait_in_lane(delivery)
-
-    def _wait_in_lane(self, delivery: Delivery) -> None:
-        """Put a fresh delivery into the lane to wait there, its user's later ones behind it."""
-        pipeline, user = delivery.pipeline, delivery.user
-        if delivery.lane_id is None:
-            pipeline.shard.to_lane(delivery)
-        later = pipeline.withdraw(user) if user else []
-        self.unsent -= len(later)
-        for follower in later:
-            pipeline.shard.to_lane(follower)
-        if user:
-            pipeline.block(user)
-
-        def waits() -> None:
-            remain(delivery)
-            if user:
-                pipeline.unblock(user)
-
-        pipeline.shard.after.append(waits)
-
-    def _suspend(self, pipeline: Pipeline, reason: str, message: str) -> None:
-        """Hold the pipeline from now on; the database follows (`wanted`)."""
-        integration, now = pipeline.integration, int(self.clock.now_ms())
-        pipeline.suspended_epoch = integration.epoch
-        pipeline.reason, pipeline.message = reason, integration.mask(message)[:MESSAGE_LENGTH]
-        pipeline.due, pipeline.probing = 0, True
-        self._queue_to_lane(pipeline)
-        pipeline.forget_lane()
-        want_suspension(pipeline, now)
-        failure(pipeline, now)
-        log.warning("Suspended %s (%s): %s", integration.id, integration.slug, pipeline.message)
 
     def _settle(self, delivery: Delivery, landed: Landed, name: str = "") -> None:
         settle(delivery, landed, int(self.clock.now_ms()), name)
@@ -593,7 +405,7 @@ class Dispatcher:
             elif present.active == 1 and not pipeline.held:
                 self._released(pipeline, before)
             elif pipeline.held:
-                self._queue_to_lane(pipeline)
+                self.queue_to_lane(pipeline)
 
     def _released(self, pipeline: Pipeline, before: Integration) -> None:
         if before.epoch != pipeline.integration.epoch or before.active == 2:
@@ -610,7 +422,7 @@ class Dispatcher:
         """End what waits in a pipeline that is off or deleted; not what is in flight."""
         if not pipeline.dropping:
             pipeline.dropping = True
-            self._spawn(self._drop(pipeline))
+            self.jobs.start(self._drop(pipeline))
 
     async def _drop(self, pipeline: Pipeline) -> None:
         if self._deleted(pipeline):
@@ -652,6 +464,12 @@ class Dispatcher:
 
     # --- the machinery ----------------------------------------------------------------------
 
+    def fire(self) -> None:
+        """Pump every pipeline whose time has come."""
+        for pipeline in self.agenda.due():
+            if self.pipelines.get(pipeline.integration.id) is pipeline:
+                self.pump(pipeline)
+
     def _note_activity(self, pipeline: Pipeline) -> None:
         if pipeline.idle and not pipeline.requests:
             self._active.discard(pipeline)
@@ -664,34 +482,6 @@ class Dispatcher:
             if self.requests >= self.settings.window:
                 return
             self.pump(self._starved.popleft())
-
-    def _timer(self, pipeline: Pipeline, due: float) -> None:
-        if pipeline.alarm and pipeline.alarm <= due:
-            return  # then it is seen what else it waits for
-        pipeline.alarm = due
-        heapq.heappush(self._timers, (due, next(self._order), pipeline))
-
-    def fire(self) -> float:
-        """Pump every pipeline whose time has come; return the ms until the next one's."""
-        now = self.clock.now_ms()
-        ready: dict[Pipeline, None] = {}
-        while self._timers and self._timers[0][0] <= now:
-            ready[heapq.heappop(self._timers)[2]] = None
-        for pipeline in ready:
-            pipeline.alarm = 0.0
-            if self.pipelines.get(pipeline.integration.id) is pipeline:
-                self.pump(pipeline)
-        return self._timers[0][0] - now if self._timers else 1000.0
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("A step of the delivery loop failed", exc_info=error)
 
     def forget(self, shard: Shard) -> None:
         """Drop the pipelines of a shard that is no longer ours."""
@@ -709,24 +499,4 @@ class Dispatcher:
         """Put what is in flight into its lane: whoever is next sends it if we do not settle it."""
         for pipeline in self.pipelines.values():
             if pipeline.shard is shard and pipeline.requests:
-                self._queue_to_lane(pipeline)
-
-    async def cut_off(self) -> None:
-        """Cancel what is still in flight; it is handed back."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2)
-
-
-def _joined(one: Round, other: Round) -> Round:
-    asked = max((r.asked for r in (one, other) if r.asked), default=None)
-    return Round(
-        one.delivered + other.delivered,
-        one.rejected + other.rejected,
-        one.failed or other.failed,
-        one.refused or other.refused,
-        one.throttled or other.throttled,
-        one.gone or other.gone,
-        asked,
-    )
+                self.queue_to_lane(pipeline)

@@ -58,6 +58,19 @@ class Round(msgspec.Struct, frozen=True):
     gone: bool = False
     asked: timedelta | None = None
 
+    def __add__(self, other: "Round") -> "Round":
+        """Return both as one."""
+        asked = max((r.asked for r in (self, other) if r.asked), default=None)
+        return Round(
+            self.delivered + other.delivered,
+            self.rejected + other.rejected,
+            self.failed or other.failed,
+            self.refused or other.refused,
+            self.throttled or other.throttled,
+            self.gone or other.gone,
+            asked,
+        )
+
 
 def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Health, Verdict]:
     """Return the state after `round_`, and what the pipeline does next."""

@@ -1,0 +1,223 @@
+"""What a round means for its pipeline: back off, wait for one event, pause, or suspend."""
+
+import logging
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+from redis.exceptions import RedisError
+
+from providers.kit import Rejected, Retry, one_line
+from worker import incidents
+from worker.attempt import Report
+from worker.backoff import delay, wait_after
+from worker.directory import Integration
+from worker.pipeline import Delivery, Landed, Pipeline
+from worker.settle import failure, pause, remain, remember, settle, want_suspension
+from worker.suspension import WELL, Health, Round, after_round
+
+if TYPE_CHECKING:
+    from worker.dispatch import Dispatcher
+
+log = logging.getLogger(__name__)
+
+FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
+MESSAGE_LENGTH = 1_000  # characters an operator is shown
+
+
+class Rounds:
+    """Draws the consequences; the dispatcher goes on from there."""
+
+    def __init__(self, dispatcher: "Dispatcher") -> None:
+        self.dispatcher = dispatcher
+        self.settings = dispatcher.settings
+        self.state = dispatcher.state
+        self.clock = dispatcher.clock
+        self.agenda = dispatcher.agenda
+        self.jobs = dispatcher.jobs
+
+    def went_well(self, pipeline: Pipeline, round_: Round) -> None:
+        """Take a round without a failure of the upstream; its events may have been rejected."""
+        if round_.delivered and pipeline.health is WELL and not pipeline.probing:
+            self._fares_well(pipeline, round_)
+            pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
+            self.dispatcher.pump(pipeline)
+            return
+        health, verdict = after_round(
+            pipeline.health, round_, pipeline.integration.policy.thresholds
+        )
+        self._fares_well(pipeline, round_)
+        if round_.delivered and (pipeline.health != Health() or pipeline.probing):
+            remember(pipeline, health, delivered=True)
+        pipeline.health = health
+        if verdict == "suspend":
+            told = f"{health.rejections} events rejected in a row, none delivered between"
+            self.suspend(pipeline, "rejected", told)
+            return
+        if round_.delivered or round_.rejected:
+            pipeline.probing = False
+        pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
+        self.dispatcher.pump(pipeline)
+
+    def _fares_well(self, pipeline: Pipeline, round_: Round) -> None:
+        """Let other processes know now and then that this pipeline delivers."""
+        now = self.clock.now_ms()
+        if not round_.delivered or now - pipeline.fared < FARE_MS:
+            return
+        pipeline.fared = now
+        integration = pipeline.integration
+        fare = incidents.Fare(integration.project_id, int(now), failing=False)
+        self.jobs.start(incidents.note(self.state.redis, integration.slug, integration.id, fare))
+
+    def stumbled(self, pipeline: Pipeline, delivery: Delivery, landed: Landed) -> None:
+        """Keep a delivery that is to be tried again, with what is done of it."""
+        outcome = landed.outcome
+        delivery.step = landed.step
+        if isinstance(outcome, Retry):
+            delivery.note = outcome.note
+            if outcome.note == "new_token":
+                self.dispatcher.sender.tokens.forget(pipeline.integration.id)
+        delivery.landed = landed
+        if landed.alone:
+            self._wait_alone(delivery)
+        else:
+            pipeline.stumbled.append(delivery)
+            if delivery.lane_id is None:
+                pipeline.shard.to_lane(delivery)
+
+    def close(self, pipeline: Pipeline) -> None:
+        """Let what is in flight land; the rest waits in the lane, in order."""
+        if not pipeline.closed:
+            pipeline.closed = True
+            self.dispatcher.queue_to_lane(pipeline)
+        if pipeline.requests == 0:
+            pipeline.shard.after.append(lambda: self._end_round(pipeline))
+
+    def _end_round(self, pipeline: Pipeline) -> None:
+        """Decide, once everything of a failed round has landed and has its place in the lane."""
+        if pipeline.requests or not pipeline.closed:
+            return
+        if pipeline.round.failed and not pipeline.round.delivered:
+            self.jobs.start(self._end_failed_round(pipeline))
+        else:
+            self._conclude(pipeline)
+
+    async def _end_failed_round(self, pipeline: Pipeline) -> None:
+        """Count the failure, unless it is the provider that is down."""
+        integration, now = pipeline.integration, self.clock.now_ms()
+        fare = incidents.Fare(integration.project_id, int(now), failing=True)
+        try:
+            fares = await incidents.note(self.state.redis, integration.slug, integration.id, fare)
+        except RedisError as error:
+            log.warning("How others of %s fare is not known (%s)", integration.slug, error)
+            fares = []
+        self._conclude(pipeline, incident=incidents.incident_of(fares, now) is not None)
+
+    def _conclude(self, pipeline: Pipeline, *, incident: bool = False) -> None:
+        """Take a failed round's consequences; in a provider's incident nothing is counted."""
+        round_, stumbled, policy = pipeline.round, pipeline.stumbled, pipeline.integration.policy
+        pipeline.closed, pipeline.round, pipeline.stumbled = False, Round(), []
+        pipeline.fared = 0
+        pipeline.forget_lane()
+        health, verdict = after_round(pipeline.health, round_, policy.thresholds)
+        if incident and not round_.refused and not round_.gone:
+            verdict = "back_off"
+            health = replace(health, failures=min(health.failures, policy.thresholds.retry - 1))
+        pipeline.health = health
+        for delivery in stumbled:
+            if verdict == "go_on":
+                self._wait_alone(delivery)
+            else:
+                remain(delivery)
+        now = self.clock.now_ms()
+        chance = random.random()  # noqa: S311  jitter
+        match verdict:
+            case "suspend":
+                self.suspend(pipeline, pipeline.reason, pipeline.message)
+                return
+            case "back_off":
+                failures = max(pipeline.health.failures, 1)
+                wait = wait_after(policy.schedule, failures, round_.asked, chance)
+                self._back_off(pipeline, now + wait * 1000)
+            case "pause":
+                first = delay(policy.schedule, 1, chance)
+                wait = round_.asked.total_seconds() if round_.asked else first
+                pause(pipeline, now + wait * 1000)
+            case "go_on":
+                pipeline.due, pipeline.probing = 0, False
+        self.dispatcher.pump(pipeline)
+
+    def _back_off(self, pipeline: Pipeline, due: float) -> None:
+        pause(pipeline, due)
+        remember(pipeline, pipeline.health)
+        failure(pipeline, int(self.clock.now_ms()))
+
+    def _wait_alone(self, delivery: Delivery) -> None:
+        """Give an event that fails alone a due time of its own, or give it up."""
+        landed, policy = delivery.landed, delivery.pipeline.integration.policy
+        assert landed is not None  # noqa: S101  it was sent
+        outcome = landed.outcome
+        message = getattr(outcome, "message", "")
+        delivery.alone += 1
+        asked = outcome.after if isinstance(outcome, Retry) else None
+        pending = isinstance(outcome, Retry) and outcome.reason == "attribution_pending"
+        if delivery.alone >= policy.event_attempts and not pending:
+            told = f"gave up after {delivery.attempts} attempts: {message}"
+            given_up = msgspec.structs.replace(landed, outcome=Rejected("exhausted", told))
+            settle(delivery, given_up, int(self.clock.now_ms()))
+            return
+        chance = random.random()  # noqa: S311  jitter
+        wait = (
+            asked.total_seconds()
+            if asked is not None
+            else delay(policy.schedule, delivery.alone, chance)
+        )
+        delivery.due = int(self.clock.now_ms() + wait * 1000)
+        self.agenda.look(delivery.pipeline, delivery.due)
+        if delivery.lane_id:
+            remain(delivery)
+        else:
+            self._wait_in_lane(delivery)
+
+    def _wait_in_lane(self, delivery: Delivery) -> None:
+        """Put a fresh delivery into the lane to wait there, its user's later ones behind it."""
+        pipeline, user = delivery.pipeline, delivery.user
+        if delivery.lane_id is None:
+            pipeline.shard.to_lane(delivery)
+        later = pipeline.withdraw(user) if user else []
+        self.dispatcher.unsent -= len(later)
+        for follower in later:
+            pipeline.shard.to_lane(follower)
+        if user:
+            pipeline.block(user)
+
+        def waits() -> None:
+            remain(delivery)
+            if user:
+                pipeline.unblock(user)
+
+        pipeline.shard.after.append(waits)
+
+    def suspend(self, pipeline: Pipeline, reason: str, message: str) -> None:
+        """Hold the pipeline from now on; the database follows (`wanted`)."""
+        integration, now = pipeline.integration, int(self.clock.now_ms())
+        pipeline.suspended_epoch = integration.epoch
+        pipeline.reason, pipeline.message = reason, integration.mask(message)[:MESSAGE_LENGTH]
+        pipeline.due, pipeline.probing = 0, True
+        self.dispatcher.queue_to_lane(pipeline)
+        pipeline.forget_lane()
+        want_suspension(pipeline, now)
+        failure(pipeline, now)
+        log.warning("Suspended %s (%s): %s", integration.id, integration.slug, pipeline.message)
+
+
+def told(integration: Integration, report: Report) -> str:
+    """Return what an operator is told of a batch that failed."""
+    statuses = [landed.status for landed in report.landed if landed and landed.status]
+    status = (
+        f"{statuses[0]} from {integration.provider.title}"
+        if statuses
+        else integration.provider.title
+    )
+    return f"{status}: {one_line(integration.mask(report.message or report.reason))}"
