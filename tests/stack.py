@@ -192,8 +192,7 @@ class Stack:
 
     def settled(self) -> bool:
         """Whether nothing waits anywhere but behind suspended pipelines, and all is recorded."""
-        found = self.balance()
-        return found.intake == 0 and found.journal == 0 and not found.unaccounted
+        return at_rest(self.balance())
 
     # --- what goes wrong --------------------------------------------------------------------
 
@@ -211,6 +210,11 @@ class Stack:
         wait_for_redis(self.settings.redis_url)
 
 
+def at_rest(found: Balance) -> bool:
+    """Whether everything accepted is recorded or waits in a lane."""
+    return found.intake == 0 and found.journal == 0 and not found.unaccounted
+
+
 def family(pid: int) -> list[psutil.Process]:
     try:
         parent = psutil.Process(pid)
@@ -226,4 +230,4 @@ def end(process: psutil.Process, number: int) -> None:
         return
 
 
-__all__ = ["PROJECT", "Stack", "end", "eventually", "family", "free_port", "subprocess"]
+__all__ = ["PROJECT", "Stack", "at_rest", "end", "eventually", "family", "free_port", "subprocess"]

@@ -93,7 +93,7 @@ def accounts_of(scene: "Scene", integration_id: str) -> Accounts:
     return found
 
 
-def at_rest(scene: "Scene") -> None:
+def nothing_left(scene: "Scene") -> None:
     """Nothing is left over, and the counters are what they count (I4, I5)."""
     redis: Any = scene.redis
     assert redis.xlen(UNSHARDED) == 0

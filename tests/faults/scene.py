@@ -15,9 +15,15 @@ import httpx
 from redis.exceptions import RedisError
 from sqlalchemy import func, select
 
-from tests.faults.invariants import Accounts, accounts_of, at_rest, no_secret_shown, suspensions
+from tests.faults.invariants import (
+    Accounts,
+    accounts_of,
+    no_secret_shown,
+    nothing_left,
+    suspensions,
+)
 from tests.faults.proxy import Proxy
-from tests.stack import PROJECT, Stack, end, eventually, family
+from tests.stack import PROJECT, Stack, at_rest, end, eventually, family
 from worker.sample import events
 from worker.state import Keys, shard_of
 from worker.store.database import reading
@@ -89,11 +95,12 @@ class Scene(Stack):
 
     def settled(self) -> bool:
         """Whether nothing waits but behind suspended pipelines, and all is recorded."""
-        if not super().settled():
+        found = self.balance()
+        if not at_rest(found):
             return False
         with reading(self.engine) as connection:
             states = {row.id: row.active for row in config_rows(connection)}
-        waiting = [line for line in self.balance().lines if line.waiting]
+        waiting = [line for line in found.lines if line.waiting]
         return all(states.get(line.integration_id) == 2 for line in waiting)
 
     def letters(self) -> list[str]:
@@ -263,7 +270,7 @@ class Scene(Stack):
         for accounts in found.values():
             accounts.verify(ordered=ordered, unknown=unknown)
         assert self.duplicates <= duplicates, f"{self.duplicates} duplicates, {duplicates} allowed"
-        at_rest(self)
+        nothing_left(self)
         suspensions(self, flips)
         no_secret_shown(self)
         return found
