@@ -152,6 +152,8 @@ def compile_integration(
     limits = provider.limits
     if settings is not None and provider.limits_of:
         limits = provider.limits_of(settings)
+    if settings is not None and settings.delivery.concurrency:
+        limits = msgspec.structs.replace(limits, concurrency=settings.delivery.concurrency)
     return Integration(
         id=row.id,
         project_id=row.project_id,

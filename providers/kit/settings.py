@@ -80,6 +80,9 @@ class DeliverySettings(BaseModel):
     )
     hold_seconds: int | None = Field(None, ge=1, description="How long an event may wait")
     hold_events: int | None = Field(None, ge=1, description="How many may wait while suspended")
+    concurrency: int | None = Field(
+        None, ge=1, le=256, description="Requests in flight at once; the provider's own if not set"
+    )
 
 
 class Settings(BaseModel):
@@ -102,7 +105,8 @@ class Settings(BaseModel):
     send_sandbox: bool = Field(False, description="Send sandbox events too")
     ordering: Literal["on", "off"] = Field("on", description="Keep the order of a user's events")
     delivery: DeliverySettings = Field(
-        default_factory=DeliverySettings, description="Patience of its own: thresholds, hold times"
+        default_factory=DeliverySettings,
+        description="Patience of its own: thresholds, hold times, requests at once",
     )
 
     name_pattern: ClassVar[re.Pattern[str] | None] = None  # of the upstream's event names
