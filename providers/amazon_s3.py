@@ -11,11 +11,11 @@ import html
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit
 
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (

@@ -10,10 +10,10 @@ Errors: a success may name refused entries by array and index; the others are in
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Literal, TypeAlias
 
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (

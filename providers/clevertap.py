@@ -8,10 +8,10 @@ Errors: a 200 may be partial or a failure; refused records come back whole, with
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Literal
 
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (

@@ -10,12 +10,12 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
 
 import msgspec
+from msgspec.structs import replace
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from providers.kit import (

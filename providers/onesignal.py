@@ -9,12 +9,12 @@ Errors: two envelopes; a 202 names events of unknown users by their key.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import quote
 
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (

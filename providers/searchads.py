@@ -9,13 +9,13 @@ Errors: a 404 may mean that Apple's record is not ready yet, while the token is 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Self
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec.structs import replace
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from providers.kit import (

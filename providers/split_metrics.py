@@ -7,11 +7,11 @@ Errors: by status; a 2xx is taken unless its body says otherwise.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 from uuid import NAMESPACE_URL, uuid5
 
+from msgspec.structs import replace
 from pydantic import Field
 
 from providers.kit import (

@@ -5,8 +5,9 @@ import re
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from urllib.parse import quote, quote_plus, urlsplit
+
+from msgspec.structs import replace
 
 from providers.kit import Request, dump_text
 

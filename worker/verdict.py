@@ -4,8 +4,9 @@ The delivery loop and `onward explain` call the same ones.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Literal, TypeAlias
+
+from msgspec.structs import replace
 
 from providers.kit import (
     Delivered,

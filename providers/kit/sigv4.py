@@ -3,10 +3,11 @@
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from functools import reduce
 from typing import Any
+
+from msgspec.structs import replace
 
 from providers.kit.interface import Request
 

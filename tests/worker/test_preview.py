@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from providers.kit import (
     Context,
@@ -83,7 +84,8 @@ PROVIDER: Provider[Any] = Provider(
 
 def rehearsal(*events: bytes) -> Rehearsal:
     made = rehearse("amplitude", {"api_key": "k" * 32}, events)
-    context = replace(made.context, token=dict(PROVIDER.token.sample) if PROVIDER.token else {})
+    token = dict(PROVIDER.token.sample) if PROVIDER.token else {}
+    context = structs.replace(made.context, token=token)
     return replace(
         made, provider=PROVIDER, settings=StepsSettings.model_validate({"key": "s3cret-key"}),
         context=context,
