@@ -1,10 +1,12 @@
 """Send a batch once: plan, request, classify. A network failure is an outcome, not an exception."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
+
+from msgspec.structs import replace
 
 from providers.kit import (
     Context,
@@ -105,18 +107,8 @@ class Attempt:
             if len(ready) < len(members):  # its batch has fallen apart: those left go by themselves
                 again += ready
                 continue
-            halves: list[int] = []
-            for position, landed in zip(
-                members, await self._request(request, len(members)), strict=True
-            ):
-                match landed.outcome:
-                    case Retry(after=after) if after == AT_ONCE and passes > 1:
-                        self._note(position, landed.outcome.note)
-                        again.append(position)
-                    case Split() if len(members) > 1:
-                        halves.append(position)
-                    case _:
-                        self._land(position, landed)
+            answers = await self._request(request, len(members))
+            halves = self._taken(members, answers, again, passes)
             if halves:
                 middle = (len(halves) + 1) // 2
                 split += [half for half in (halves[:middle], halves[middle:]) if half]
@@ -127,6 +119,27 @@ class Attempt:
             alike.setdefault(self.steps[position], []).append(position)
         for group in alike.values():
             await self._send(group, passes - 1)
+
+    def _taken(
+        self, members: list[int], answers: list[Landed], again: list[int], passes: int
+    ) -> list[int]:
+        """Land what is final; add to `again` what goes at once; return what is to be split."""
+        if all_delivered(answers):
+            for position, landed in zip(members, answers, strict=True):
+                self.report.landed[position] = landed
+                self.steps[position] = landed.step + 1
+            return []
+        halves: list[int] = []
+        for position, landed in zip(members, answers, strict=True):
+            match landed.outcome:
+                case Retry(after=after) if after == AT_ONCE and passes > 1:
+                    self._note(position, landed.outcome.note)
+                    again.append(position)
+                case Split() if len(members) > 1:
+                    halves.append(position)
+                case _:
+                    self._land(position, landed)
+        return halves
 
     def _plan(self, positions: list[int]) -> Sequence[Request]:
         """Return the requests in the order of their steps; note what is settled without one."""
@@ -210,6 +223,16 @@ class Attempt:
             if keep and response
             else None,
         )
+
+
+def all_delivered(landed: Sequence[Landed | None]) -> bool:
+    """Whether all fared well and alike: the usual case, in which little is left to do."""
+    first = landed[0] if landed else None
+    return (
+        first is not None
+        and type(first.outcome) is Delivered
+        and landed.count(first) == len(landed)
+    )
 
 
 def transport_outcome(error: TransportError) -> Outcome:

@@ -22,14 +22,14 @@ from providers.kit import (
 )
 from worker import lane
 from worker.agenda import Agenda, Jobs
-from worker.attempt import Report
+from worker.attempt import Report, all_delivered
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import FIRST_RAMP, Delivery, Landed, Pipeline
 from worker.rounds import Rounds, told
 from worker.sender import Sender
 from worker.settings import WorkerSettings
-from worker.settle import settle
+from worker.settle import settle, settle_delivered
 from worker.shard import Entry, Shard
 from worker.state import State
 from worker.suspension import WELL, Health, Round
@@ -331,7 +331,11 @@ class Dispatcher:
         pipeline.land(batch)
         now = int(self.clock.now_ms())
         delivered = rejected = 0
-        for delivery, landed in zip(batch, report.landed, strict=True):
+        together = report.landed[0] if all_delivered(report.landed) else None
+        if together is not None:
+            delivered = len(batch)
+            settle_delivered(batch, together, now)
+        for delivery, landed in () if together else zip(batch, report.landed, strict=True):
             assert landed is not None  # noqa: S101  Attempt.run leaves none
             match landed.outcome:
                 case Delivered():

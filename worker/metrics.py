@@ -6,7 +6,7 @@ Under several processes the values are files in `PROMETHEUS_MULTIPROC_DIR`, adde
 import os
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -122,16 +122,16 @@ def attempt(slug: str, verdict: Verdict, seconds: float) -> None:
     _attempt_seconds.setdefault(slug, []).append(seconds)
 
 
-def ended(slug: str, name: str, reason: str) -> None:
-    """Count an event x integration that came to its end."""
-    _counted["outcome", slug, name, reason] += 1
+def ended(slug: str, name: str, reason: str, count: int = 1) -> None:
+    """Count events x integrations that came to their end."""
+    _counted["outcome", slug, name, reason] += count
     if name == "rejected":
-        _counted["letter", slug] += 1
+        _counted["letter", slug] += count
 
 
-def lag(slug: str, seconds: float) -> None:
-    """Observe the time from intake to delivered."""
-    _lag_seconds.setdefault(slug, []).append(seconds)
+def lags(slug: str, seconds: Iterable[float]) -> None:
+    """Observe times from intake to delivered."""
+    _lag_seconds.setdefault(slug, []).extend(seconds)
 
 
 def event(kind: str, count: int = 1) -> None:

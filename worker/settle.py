@@ -26,21 +26,15 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
     else:
         name = name or type(outcome).__name__.lower()
         reason, message = outcome.reason, outcome.message
-    event = delivery.event
-    shard.page.rows.append(
-        Row(
-            integration.id, integration.project_id, event.id, event.name, name, reason, message,
-            landed.status, delivery.attempts, delivery.accepted, now,
-            (delivery.entry.id if delivery.entry else delivery.lane_id or b"").decode(),
-        )
-    )  # fmt: skip
+    shard.page.rows.append(_row(delivery, landed, name, reason, message, now))
     shard.tallies[integration.id, name] += 1
     metrics.ended(integration.slug, name, reason or "ok")
     if isinstance(outcome, Delivered):
-        metrics.lag(integration.slug, (now - delivery.accepted) / 1000)
+        metrics.lags(integration.slug, ((now - delivery.accepted) / 1000,))
         if outcome.learned:
             _learned(delivery, outcome, now)
     elif isinstance(outcome, Rejected):
+        event = delivery.event
         shard.page.letters.append(
             Letter(
                 integration.project_id, integration.id, event.id, event.name, reason, message,
@@ -52,6 +46,35 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
         shard.settle(delivery.entry, integration.id)
     elif delivery.lane_id:
         _leave_lane(pipeline, delivery, delivery.lane_id)
+
+
+def settle_delivered(batch: list[Delivery], landed: Landed, now: int) -> None:
+    """Settle a batch that was taken as a whole; in one go where all are fresh."""
+    outcome = landed.outcome
+    entries = [delivery.entry for delivery in batch if delivery.entry is not None]
+    if len(entries) < len(batch) or not isinstance(outcome, Delivered) or outcome.learned:
+        for delivery in batch:
+            settle(delivery, landed, now)
+        return
+    pipeline = batch[0].pipeline
+    integration, shard = pipeline.integration, pipeline.shard
+    shard.page.rows += [_row(one, landed, "delivered", "", outcome.message, now) for one in batch]
+    shard.tallies[integration.id, "delivered"] += len(batch)
+    metrics.ended(integration.slug, "delivered", "ok", len(batch))
+    metrics.lags(integration.slug, [(now - delivery.accepted) / 1000 for delivery in batch])
+    for entry in entries:
+        shard.settle(entry, integration.id)
+
+
+def _row(  # noqa: PLR0917  the columns
+    delivery: Delivery, landed: Landed, name: str, reason: str, message: str, now: int
+) -> Row:
+    integration, event, entry = delivery.pipeline.integration, delivery.event, delivery.entry
+    return Row(
+        integration.id, integration.project_id, event.id, event.name, name, reason, message,
+        landed.status, delivery.attempts, delivery.accepted, now,
+        (entry.id if entry else delivery.lane_id or b"").decode(),
+    )  # fmt: skip
 
 
 def _leave_lane(pipeline: Pipeline, delivery: Delivery, lane_id: bytes) -> None:
