@@ -1,6 +1,7 @@
 """Reading a request's body: bounded in size and time, and a JSON object or nothing."""
 
 import asyncio
+import math
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -16,6 +17,20 @@ MAX_BODY = 64 * 1024  # bytes
 READ_SECONDS = 10
 
 
+def _number(text: str) -> int | float:
+    """Return a number written with a point or exponent: 1.0 is an integer too (JSON Schema 6.1.1).
+
+    https://json-schema.org/draft/2020-12/json-schema-validation#section-6.1.1
+    """
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("out of range")
+    return int(number) if number.is_integer() else number
+
+
+_decoder = msgspec.json.Decoder(float_hook=_number)
+
+
 async def json_object(request: Request) -> dict[str, Any]:
     """Return the body, a JSON object; of a repeated key the last value counts.
 
@@ -29,7 +44,7 @@ async def json_object(request: Request) -> dict[str, Any]:
     except TimeoutError:
         raise ApiError(408, "request", "invalid_request", "The body came too slowly") from None
     try:
-        value = msgspec.json.decode(raw)
+        value = _decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise invalid("The body is not JSON") from None
     if not isinstance(value, dict):

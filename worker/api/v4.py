@@ -143,9 +143,9 @@ def set_status(integration_id: IntegrationId, caller: Caller, here: Here, body: 
 def status_of(body: dict[str, Any]) -> int:
     """Return the body's `status`, 0 or 1; raise Invalid."""
     value = body.get("status")
-    if isinstance(value, bool) or not isinstance(value, int | float) or value not in (0, 1):
+    if isinstance(value, bool) or not isinstance(value, int) or value not in (0, 1):
         raise Invalid([("status", "Must be 0 or 1 (an integer)")])
-    return int(value)
+    return value
 
 
 @router.delete("/{integration_id:integration_id}", status_code=204, response_class=Response)

@@ -259,7 +259,18 @@ def test_unknown_fields_are_ignored(project: Project) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"\xef\xbb\xbf{}", b"[" * 60_000, b"NaN"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff",
+        b"\xef\xbb\xbf{}",
+        b"[" * 60_000,
+        b"NaN",
+        b'{"title": 1e400}',
+    ],
 )
 def test_a_body_that_is_no_object(project: Project, content: bytes) -> None:
     answer = project("POST", URL, content=content, headers={"Content-Type": "application/json"})
@@ -402,6 +413,13 @@ def test_everything_in_the_catalogue_can_be_created(project: Project) -> None:
 
 
 # --- status ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", [b"1", b"1.0", b"1e0"])
+def test_an_integer_may_be_written_as_any_number(project: Project, one: bytes) -> None:
+    made = project.create()
+    given = {"content": b'{"status": %b}' % one, "headers": {"Content-Type": "application/json"}}
+    assert project("POST", made["url"] + "/status", **given).json()["active"] == 1
 
 
 @on_both
