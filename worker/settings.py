@@ -7,6 +7,7 @@ no environment finds the service there.
 import json
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ SLICE_SECONDS = 240  # a drain task's turn; a leaving one waits for what is in f
 TASK_LIMIT_SECONDS = 300  # the pool kills a child beyond it
 VISIBILITY_SECONDS = 360  # Redis hands a hint out again after it
 STATE_FILE = "onward.json"
+PREFIX = "ONWARD_"
 
 
 class InvalidEnvironment(ValueError):
@@ -49,13 +51,15 @@ class WorkerSettings(BaseModel):
     admin_key: SecretStr | None = Field(None, description="Opens /ops/v1 and the console")
     api_rate: float = Field(100, ge=0, description="API requests a second and key; 0: no limit")
 
-    upstream: str = Field("", description="Send all upstream traffic to <upstream>/<host>/<path>")
+    upstream: str = Field("", description="Send all upstream traffic to UPSTREAM/HOST/PATH")
     allow_private_upstreams: bool = Field(False, description="Let private addresses and http pass")
     transport: Literal["narrow", "httpx"] = Field("narrow", description="What sends the requests")
     attempt_timeout: float = Field(30, gt=0, le=55, description="Total time of one request")
 
     retry_schedule: Annotated[tuple[float, ...], BeforeValidator(_comma_separated)] = Field(
-        (5, 30, 120, 300, 900, 1800, 3600, 7200, 14400), min_length=1
+        (5, 30, 120, 300, 900, 1800, 3600, 7200, 14400),
+        min_length=1,
+        description="Waits after the first, second … failed round, with commas between",
     )
     retry_threshold: int = Field(10, ge=1, le=1000, description="Failed rounds that suspend")
     credential_threshold: int = Field(5, ge=1, le=1000, description="Refused rounds that suspend")
@@ -72,12 +76,21 @@ class WorkerSettings(BaseModel):
     deliveries_days: int = Field(30, ge=1, description="How long the record is kept")
 
     shards: int = Field(32, ge=1, le=4096, description="Never change it while events wait")
-    concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
+    concurrency: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=256,
+        description="Processes that drain, of one worker; default: one a core",
+    )
     window: int = Field(256, ge=1, le=10_000, description="Requests in flight in one process")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="First worker's; 0: none")
     metrics_host: str = Field("127.0.0.1", description="Where workers show metrics: no key asked")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "text"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is logged: this and worse"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, else JSON"
+    )
     notify_url: SecretStr | None = Field(None, description="Webhook or Slack URL for operators")
     notify_secret: SecretStr | None = Field(None, description="whsec_… that signs those webhooks")
 
@@ -102,9 +115,8 @@ class WorkerSettings(BaseModel):
             )
         return self
 
-    def retry_delay(self, failures: int) -> float:
-        """Return the seconds to wait after `failures` (≥ 1) failed rounds."""
-        return self.retry_schedule[min(failures, len(self.retry_schedule)) - 1]
+
+_FIELDS = WorkerSettings.model_fields
 
 
 def _other_database(redis_url: str) -> str:
@@ -121,12 +133,7 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: Any
         InvalidEnvironment: naming each variable and what it should be.
     """
     env = os.environ if environment is None else environment
-    given = {
-        name.removeprefix("ONWARD_").lower(): value
-        for name, value in env.items()
-        if name.startswith("ONWARD_")
-        and name.removeprefix("ONWARD_").lower() in WorkerSettings.model_fields
-    }
+    given = {field: value for name, value in env.items() if (field := _field(name)) in _FIELDS}
     given |= {key: value for key, value in overrides.items() if value is not None}
     if "redis_url" not in given or "database_url" not in given:
         given = {**_running(Path(given.get("data_dir", "var"))), **given}
@@ -134,10 +141,28 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: Any
         return WorkerSettings.model_validate(given)
     except ValidationError as error:
         faults = (
-            f"ONWARD_{'_'.join(str(p) for p in e['loc'][:1]).upper() or 'SETTINGS'}: {e['msg']}"
-            for e in error.errors()
+            f"{variable(str(next(iter(e['loc']), 'SETTINGS')))}: {e['msg']}" for e in error.errors()
         )
         raise InvalidEnvironment("; ".join(faults)) from None
+
+
+def misspelt(environment: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable that looks like a setting and is none."""
+    unknown = [n for n in environment if n.startswith(PREFIX) and _field(n) not in _FIELDS]
+    lines = []
+    for name in unknown:
+        near = get_close_matches(name, [variable(field) for field in _FIELDS], 1)
+        lines.append(f"{name} is no setting" + (f"; is {near[0]} meant?" if near else ""))
+    return lines
+
+
+def variable(field: str) -> str:
+    """Return the name of a setting's variable."""
+    return PREFIX + field.upper()
+
+
+def _field(variable: str) -> str:
+    return variable.removeprefix(PREFIX).lower() if variable.startswith(PREFIX) else ""
 
 
 def _running(data_dir: Path) -> dict[str, Any]:

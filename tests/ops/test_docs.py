@@ -13,6 +13,7 @@ from providers.kit.catalogue import ALIASES, EVENTS
 from providers.kit.reader import KNOWN
 from tests.ops.files import DOCS, OPS, ROOT
 from worker.cli import app
+from worker.settings import WorkerSettings, variable
 
 PAGES = [OPS / "runbook.md", *sorted(DOCS.glob("*.md"))]
 
@@ -82,3 +83,21 @@ def test_the_example_of_the_event_reference_is_an_event() -> None:
     )
     event = decode(example.encode(), 1_760_000_100)
     assert (event.name, event.transaction.transaction_id) == ("subscription_renewed", "2000000123")
+
+
+def settings_table() -> str:
+    """Return the table that docs/settings.md must hold."""
+    lines = ["| variable | default | what |", "|---|---|---|"]
+    for name, field in WorkerSettings.model_fields.items():
+        default = field.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        if isinstance(default, bool):
+            default = "1" if default else "0"
+        shown = "" if field.default_factory or default in (None, "") else f"`{default}`"
+        lines.append(f"| `{variable(name)}` | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_settings_is_complete_and_true() -> None:
+    assert settings_table() in (DOCS / "settings.md").read_text()

@@ -60,6 +60,7 @@ def up(
             given["upstream"] = f"http://127.0.0.1:{sandbox_port}"
             keeper.add(parts.Part("sandbox", parts.onward("sandbox", "--port", str(sandbox_port))))
         settings = load_settings(**given)
+        _warn_of_misspelt()
         parts.wait_for_redis(settings.redis_url)
         upgrade(settings.database_url)
         keyring_of(settings)
@@ -149,6 +150,13 @@ def _admin_key_at(settings: Any, folder: Path) -> str:
     return f"in {kept}" if "ONWARD_DATABASE_URL" not in os.environ else "none: set ONWARD_ADMIN_KEY"
 
 
+def _warn_of_misspelt() -> None:
+    from worker.settings import misspelt  # noqa: PLC0415  quick --help
+
+    for line in misspelt(os.environ):
+        typer.echo(f"onward: {line}", err=True)
+
+
 def _refuse_a_second(state: Path) -> None:
     try:
         pid = json.loads(state.read_text())["pid"]
@@ -190,6 +198,7 @@ def worker() -> None:
     _import_before_fork()
     settings = app.settings()
     logs.configure(settings)
+    _warn_of_misspelt()
     for warning in check_redis(app.redis()):
         typer.echo(f"onward: Redis: {warning}", err=True)
     if settings.metrics_port:
@@ -227,6 +236,7 @@ def api(
     from worker.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings()
+    _warn_of_misspelt()
     refuse_weak_key(settings, host)
     logs.configure(settings)
     make_server(create_app(settings), port, host).run()

@@ -1,0 +1,54 @@
+"""Settings from the environment: what is taken, and what is told of what is not."""
+
+import pytest
+
+from worker.settings import InvalidEnvironment, load_settings, misspelt
+
+
+def test_the_environment_is_read_by_prefix() -> None:
+    found = load_settings({"ONWARD_SHARDS": "8", "ONWARD_RETRY_SCHEDULE": "1,2.5,", "SHARDS": "9"})
+    assert (found.shards, found.retry_schedule) == (8, (1, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "broker"),
+    [
+        ({}, "redis://127.0.0.1:6379/1"),
+        ({"ONWARD_REDIS_URL": "redis://r/4"}, "redis://r/5"),
+        ({"ONWARD_REDIS_URL": "redis://r:7000"}, "redis://r:7000/1"),
+        ({"ONWARD_REDIS_URL": "redis://r", "ONWARD_BROKER_URL": "redis://b/2"}, "redis://b/2"),
+    ],
+)
+def test_the_broker_is_another_database_of_the_same_server(
+    given: dict[str, str], broker: str
+) -> None:
+    assert load_settings(given).broker_url == broker
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("ONWARD_SHARDS", "0", "greater than or equal to 1"),
+        ("ONWARD_SHARDS", "many", "valid integer"),
+        ("ONWARD_TRANSPORT", "curl", "'narrow' or 'httpx'"),
+        ("ONWARD_RETRY_SCHEDULE", "5,soon", "valid number"),
+        ("ONWARD_RETRY_SCHEDULE", ",", "at least 1 item"),
+    ],
+)
+def test_a_value_that_will_not_do_is_named(variable: str, value: str, why: str) -> None:
+    with pytest.raises(InvalidEnvironment, match=rf"{variable}: .*{why}"):
+        load_settings({variable: value})
+
+
+def test_times_that_do_not_nest_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.settings.SLICE_SECONDS", 280)
+    with pytest.raises(InvalidEnvironment, match=r"attempt_timeout 30 s is too long"):
+        load_settings({})
+
+
+def test_a_misspelt_variable_is_told_of() -> None:
+    given = {"ONWARD_REDIS_URI": "x", "ONWARD_XYZZY": "x", "ONWARD_SHARDS": "8", "HOME": "/"}
+    assert misspelt(given) == [
+        "ONWARD_REDIS_URI is no setting; is ONWARD_REDIS_URL meant?",
+        "ONWARD_XYZZY is no setting",
+    ]
