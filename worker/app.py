@@ -115,7 +115,7 @@ def make_celery() -> Celery:
 
 
 class Ticking(bootsteps.StartStopStep):
-    """The ticker thread of every worker's parent: hints, expiry, gauges; and the word to stop.
+    """The threads of every worker's parent: hints, gauges, notices; and the word to stop.
 
     It starts when the pool has forked: a child forked while a thread imports would wait for ever.
     """
@@ -124,10 +124,13 @@ class Ticking(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:  # noqa: ARG002  the step's signature
         """Start ticking."""
-        from worker.gauges import Gauges  # noqa: PLC0415  both need the app made here
+        from worker.gauges import Gauges  # noqa: PLC0415  they need the app made here
+        from worker.keeper import Keeper  # noqa: PLC0415
         from worker.ticker import Ticker  # noqa: PLC0415
 
-        self.threads = (Ticker(settings(), redis()), Gauges(settings(), redis(), alive))
+        gauges = Gauges(settings(), redis(), alive)
+        keeper = Keeper(settings(), redis(), NODE, lambda: gauges.held)
+        self.threads = (Ticker(settings(), redis()), gauges, keeper)
         for thread in self.threads:
             thread.start()
 

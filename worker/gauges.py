@@ -101,6 +101,16 @@ def _lanes(redis: Any, places: list[tuple[Keys, str]]) -> dict[str, Lane]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How much of what may be held one integration uses, by `time` or `number`."""
+
+    id: str
+    waiting: int
+    limit: str
+    share: float
+
+
 class Gauges(Repeating):
     """Keeps this worker's gauges fresh; `alive` tells whether there is a process of an id."""
 
@@ -113,6 +123,7 @@ class Gauges(Repeating):
         self._directory = Directory(self._engine, keyring_of(settings), settings)
         self._slugs: set[str] = set()  # seen so far: what is gone is shown as 0
         self._steps = 0
+        self.held: list[Held] = []  # every lane, as it was seen last
 
     def step(self) -> None:
         """Read and show. What the database does not say stays as it was last."""
@@ -152,6 +163,7 @@ class Gauges(Repeating):
         count: Counter[tuple[str, str]] = Counter()
         oldest: dict[tuple[str, str], float] = {}
         used: dict[tuple[str, str], float] = {}
+        held = []
         for one in integrations:
             if (lane := found.lanes.get(one.id)) is None:
                 continue
@@ -160,6 +172,8 @@ class Gauges(Repeating):
             oldest[place] = max(oldest.get(place, 0), (found.now - lane.accepted) / 1000)
             for limit, share in _hold_used(one, lane, found.now):
                 used[one.slug, limit] = max(used.get((one.slug, limit), 0), share)
+                held.append(Held(one.id, lane.length, limit, share))
+        self.held = held
         for slug in (metrics.NOBODY, *self._slugs):
             metrics.DEAD_LETTERS.labels(slug).inc(0)  # there before the first: an increase is seen
         for slug in self._slugs:

@@ -50,6 +50,15 @@ class Failure(msgspec.Struct, array_like=True):
     count: int
 
 
+class Nearing(msgspec.Struct, array_like=True):
+    """Half of a threshold is used up: who may be told before a pipeline is suspended."""
+
+    integration_id: str
+    at: int
+    used: str  # "3 of 5 refused rounds in a row"
+    message: str
+
+
 class Learned(msgspec.Struct, array_like=True):
     """What a provider told about a user."""
 
@@ -67,9 +76,11 @@ class Page(msgspec.Struct, array_like=True):
     failures: list[Failure] = []
     learned: list[Learned] = []
     accepted: dict[str, int] = {}  # integration: events that became its deliveries
+    nearing: list[Nearing] = []
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.letters or self.failures or self.learned or self.accepted)
+        told = self.failures or self.learned or self.accepted or self.nearing
+        return bool(self.rows or self.letters or told)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,76 +1,126 @@
 """Telling operators: the outbox's notices to a webhook of theirs, or to Slack.
 
-Sent at least once, by a task of its own, so that a slow or dead receiver never touches delivery.
+Each goes to its project's receiver, or to the service's where that has none. Sent at least once,
+with one id, in order for each receiver; one that fails is tried again ever more seldom for a day.
 """
 
+import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from providers.kit import dump, standard_webhook
 from worker.settings import WorkerSettings
 from worker.store import notifications
-from worker.store.database import reading
+from worker.store.database import now, reading
+from worker.store.errors import UnreadableSettings
 from worker.store.models import Notification
+from worker.store.projects import Receiver, receivers
+from worker.store.secrets import keyring_of
 
 log = logging.getLogger(__name__)
 
-SECONDS = 10.0
-ATTEMPTS = 20  # then a notice is left unsent; the console and the metrics still tell of it
+SECONDS = 10.0  # one notice, all of it
+KEPT = timedelta(days=1)  # older than that it is no news
+FIRST_SECONDS, LONGEST_SECONDS = 5, 3600  # until a receiver that failed is tried again
 SLACK = ("hooks.slack.com", "hooks.slack-gov.com")
+OF = "{title} ({slug}, {integration_id}) of {project_id}"
 TEXTS = {
-    "integration.suspended": "Suspended: {title} ({slug}) of {project_id}. {message}",
+    "integration.nearing": f"Nearing suspension: {OF}: {{used}}. {{message}}",
+    "integration.suspended": f"Suspended: {OF}. {{message}} Events are held. When it is mended: "
+    "onward integrations activate {integration_id}",
+    "integration.expiring": f"Near expiry: {OF}: {{used}} % of the {{limit}} its events are held "
+    "for is used up; {waiting} wait. What falls out is lost to it.",
+    "integration.recovered": f"Delivers again: {OF}; {{waiting}} events wait.",
     "provider.incident": "{slug} fails for {failing} of {of} pipelines in {projects} projects.",
     "provider.recovered": "{slug} works again.",
+    "test": "A test of the notices of {project_id}.",
 }
 
 
 def send_notices(
-    engine: Engine, settings: WorkerSettings, client: httpx.Client | None = None
+    engine: Engine,
+    settings: WorkerSettings,
+    ours: Callable[[], bool] = lambda: True,
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> int:
-    """Send what the outbox holds, oldest first; return how many were taken.
-
-    A receiver that fails is left alone until the next round.
-    """
-    if settings.notify_url is None:
-        return 0
+    """Send what the outbox holds, oldest first, while it is `ours` to do; return how many."""
     with reading(engine) as connection:
-        notices = [n for n in notifications.unsent(connection) if n.attempts < ATTEMPTS]
+        waiting = notifications.unsent(connection, now() - KEPT)
+        find = _finder(connection, settings) if waiting else dict[str, Receiver]().get
+    failing: set[str] = set()  # URLs; what is for them waits behind their first
     sent = 0
-    with client or httpx.Client(timeout=SECONDS, follow_redirects=False, trust_env=False) as http:
-        for notice in notices:
-            taken = _send(http, settings, notice)
-            with engine.begin() as connection:
-                notifications.tried(connection, notice.id, sent=taken)
-            if not taken:
-                break
+    for notice in waiting:
+        receiver = find(notice.project_id or "")
+        if receiver is None or receiver.url in failing:
+            continue
+        if notice.next_at and notice.next_at > now():
+            failing.add(receiver.url)
+            continue
+        if not ours():
+            break
+        taken = send(notice, receiver, transport)
+        after = min(FIRST_SECONDS * 2 ** min(notice.attempts, 20), LONGEST_SECONDS)
+        next_at = None if taken else now() + timedelta(seconds=after)
+        with engine.begin() as connection:
+            notifications.tried(connection, notice.id, sent=taken, next_at=next_at)
+        if taken:
             sent += 1
+        else:
+            failing.add(receiver.url)
     return sent
 
 
-def _send(http: httpx.Client, settings: WorkerSettings, notice: Notification) -> bool:
-    assert settings.notify_url is not None  # noqa: S101  the caller looked
-    url = settings.notify_url.get_secret_value()
-    body, headers = message_of(notice, url, settings, int(time.time()))
+def _finder(connection: Connection, settings: WorkerSettings) -> Callable[[str], Receiver | None]:
+    """Return what finds a project's receiver; "" is of no project."""
+    everybodys = None
+    if settings.notify_url:
+        secret = settings.notify_secret.get_secret_value() if settings.notify_secret else None
+        everybodys = Receiver(settings.notify_url.get_secret_value(), secret)
     try:
-        response = http.post(url, content=body, headers=headers)
-    except httpx.HTTPError as error:
-        log.warning("A notice could not be sent (%s); trying again", type(error).__name__)
+        own = dict(receivers(connection, keyring_of(settings)))
+    except UnreadableSettings as error:
+        log.warning("A project's receiver of notices cannot be read: %s", error)
+        own = {}
+    return lambda project_id: own.get(project_id, everybodys)
+
+
+def send(
+    notice: Notification, receiver: Receiver, transport: httpx.AsyncBaseTransport | None = None
+) -> bool:
+    """Send a notice once; return whether it was taken."""
+    body, headers = message_of(notice, receiver, int(time.time()))
+    try:
+        status = asyncio.run(_post(receiver.url, body, headers, transport))
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        log.warning("Notice %d could not be sent (%s)", notice.id, type(error).__name__)
         return False
-    if response.is_success:
+    if 200 <= status < 300:
         return True
-    log.warning("A notice was answered %d; trying again", response.status_code)
+    log.warning("Notice %d was answered %d", notice.id, status)
     return False
 
 
-def message_of(
-    notice: Notification, url: str, settings: WorkerSettings, now: int
-) -> tuple[bytes, dict[str, str]]:
+async def _post(
+    url: str, body: bytes, headers: dict[str, str], transport: httpx.AsyncBaseTransport | None
+) -> int:
+    """Return the status; the answer's body is not read."""
+    async with (
+        asyncio.timeout(SECONDS),
+        httpx.AsyncClient(transport=transport, timeout=SECONDS, trust_env=False) as client,
+        client.stream("POST", url, content=body, headers=headers) as response,
+    ):
+        return response.status_code
+
+
+def message_of(notice: Notification, receiver: Receiver, at: int) -> tuple[bytes, dict[str, str]]:
     """Return body and headers: a Slack message for a Slack URL, else a Standard Webhook.
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
@@ -82,14 +132,20 @@ def message_of(
     }
     headers = {"Content-Type": "application/json"}
     text = TEXTS[notice.kind].format_map(values)
-    if urlsplit(url).hostname in SLACK:
+    if is_slack(receiver.url):
         return dump({"text": text}), headers
     data = {key: value for key, value in values.items() if value is not None}
     body = dump(
         {"type": notice.kind, "timestamp": notice.at.isoformat(), "text": text, "data": data}
     )
-    headers |= {"webhook-id": f"ntf_{notice.id}", "webhook-timestamp": str(now)}
-    if settings.notify_secret is not None:
-        secret = settings.notify_secret.get_secret_value()
-        headers["webhook-signature"] = standard_webhook(f"ntf_{notice.id}", now, body, secret)
+    headers |= {"webhook-id": f"ntf_{notice.id}", "webhook-timestamp": str(at)}
+    if receiver.secret is not None:
+        headers["webhook-signature"] = standard_webhook(
+            f"ntf_{notice.id}", at, body, receiver.secret
+        )
     return body, headers
+
+
+def is_slack(url: str) -> bool:
+    """Whether Slack itself takes what is sent there: in its form, and unsigned."""
+    return urlsplit(url).hostname in SLACK

@@ -91,6 +91,7 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
         tallies=tallies_of(page),
         health=_health(page),
         learned=[_learned(item) for item in page.learned],
+        nearing=[msgspec.structs.asdict(one) | {"at": _time(one.at)} for one in page.nearing],
     ):
         return 0  # another recorder was there first
     _trim(redis, filled, last)
@@ -135,6 +136,7 @@ def _joined(pages: list[Page]) -> Page:
         [failure for page in pages for failure in page.failures],
         [item for page in pages for item in page.learned],
         dict(accepted),
+        [one for page in pages for one in page.nearing],
     )
 
 

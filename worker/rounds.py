@@ -13,9 +13,10 @@ from worker import incidents
 from worker.attempt import Report
 from worker.backoff import delay, wait_after
 from worker.directory import Integration
+from worker.journal import Nearing
 from worker.pipeline import Delivery, Landed, Pipeline
 from worker.settle import failure, pause, remain, remember, settle, want_suspension
-from worker.suspension import WELL, Health, Round, after_round
+from worker.suspension import WELL, Health, Round, after_round, share_used
 
 if TYPE_CHECKING:
     from worker.dispatch import Dispatcher
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
+HALF = 0.5  # of a threshold: operators are told
 MESSAGE_LENGTH = 1_000  # characters an operator is shown
 
 
@@ -50,11 +52,12 @@ class Rounds:
         self._fares_well(pipeline, round_)
         if round_.delivered and (pipeline.health != Health() or pipeline.probing):
             remember(pipeline, health, delivered=True)
-        pipeline.health = health
+        before, pipeline.health = pipeline.health, health
         if verdict == "suspend":
             told = f"{health.rejections} events rejected in a row, none delivered between"
             self.suspend(pipeline, "rejected", told)
             return
+        self._tell_if_nearing(pipeline, before, "")
         if round_.delivered or round_.rejected:
             pipeline.probing = False
         pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
@@ -124,7 +127,9 @@ class Rounds:
         if incident and not round_.refused and not round_.gone:
             verdict = "back_off"
             health = replace(health, failures=min(health.failures, policy.thresholds.retry - 1))
-        pipeline.health = health
+        before, pipeline.health = pipeline.health, health
+        if not incident and verdict != "suspend":
+            self._tell_if_nearing(pipeline, before, pipeline.message)
         for delivery in stumbled:
             if verdict == "go_on":
                 self._wait_alone(delivery)
@@ -152,6 +157,14 @@ class Rounds:
         pause(pipeline, due)
         remember(pipeline, pipeline.health)
         failure(pipeline, int(self.clock.now_ms()))
+
+    def _tell_if_nearing(self, pipeline: Pipeline, before: Health, message: str) -> None:
+        """Tell the record of the round by which half of a threshold was used up."""
+        limits = pipeline.integration.policy.thresholds
+        (was, _), (used, words) = share_used(before, limits), share_used(pipeline.health, limits)
+        if was < HALF <= used:
+            now, id_ = int(self.clock.now_ms()), pipeline.integration.id
+            pipeline.shard.page.nearing.append(Nearing(id_, now, words, message))
 
     def _wait_alone(self, delivery: Delivery) -> None:
         """Give an event that fails alone a due time of its own, or give it up."""

@@ -72,6 +72,17 @@ class Round(msgspec.Struct, frozen=True):
         )
 
 
+def share_used(health: Health, limits: Thresholds) -> tuple[float, str]:
+    """Return how much of the nearest threshold is used (1: suspended), and that in words."""
+    counts = (
+        (health.refusals, limits.credential, "refused rounds"),
+        (health.failures, limits.retry, "failed rounds"),
+        (health.rejections, limits.reject, "events rejected"),
+    )
+    count, most, what = max(counts, key=lambda one: one[0] / one[1])
+    return count / most, f"{count} of {most} {what} in a row"
+
+
 def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Health, Verdict]:
     """Return the state after `round_`, and what the pipeline does next."""
     if round_.gone:

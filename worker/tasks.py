@@ -11,10 +11,9 @@ from redis.backoff import NoBackoff
 from worker import app
 from worker.app import celery
 from worker.drain import Drain
-from worker.notify import send_notices
 from worker.record import record as record_journal
 from worker.settings import SLICE_SECONDS
-from worker.state import NOTIFYING, NOTIFYING_MS, RECORDING, RECORDING_MS, State
+from worker.state import RECORDING, RECORDING_MS, State
 from worker.transport import make_transport
 from worker.watchdog import watching
 
@@ -69,14 +68,3 @@ def record() -> None:
     finally:
         if redis.get(RECORDING) == mine.encode():
             redis.delete(RECORDING)
-
-
-@celery.task(name="onward.notify", ignore_result=True)
-def notify() -> None:
-    """Tell operators what the outbox holds; of several at once, one does it."""
-    redis = app.redis()
-    if redis.set(NOTIFYING, os.getpid(), nx=True, px=NOTIFYING_MS):
-        try:
-            send_notices(app.engine(), app.settings())
-        finally:
-            redis.delete(NOTIFYING)

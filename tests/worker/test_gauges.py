@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from worker.store import notifications
 from worker.store.database import make_engine, reading, upgrade
 from worker.store.integrations import create_integration, set_status
 from worker.store.models import Notification
-from worker.store.projects import create_project
+from worker.store.projects import Receiver, create_project
 
 SHARDS = 2
 HOUR_MS = 3_600_000
@@ -228,11 +229,10 @@ def told(engine: Engine) -> list[str]:
 
 
 def texts(engine: Engine) -> list[str]:
-    settings = load_settings({}, notify_url="https://hooks.slack.com/services/T/B/x")
+    slack = Receiver("https://hooks.slack.com/services/T/B/x")
     with reading(engine) as connection:
-        notices = notifications.unsent(connection)
-    url = "https://hooks.slack.com/services/T/B/x"
-    return [json.loads(message_of(one, url, settings, 0)[0])["text"] for one in notices]
+        notices = notifications.unsent(connection, datetime.min.replace(tzinfo=UTC))
+    return [json.loads(message_of(one, slack, 0)[0])["text"] for one in notices]
 
 
 def test_an_incident_is_told_once_and_its_end_once(

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.output import AsJson, print_json, print_table
-from worker.cli.store import changing, looking
+from worker.cli.output import AsJson, Failure, note, print_json, print_table
+from worker.cli.store import ACTOR, changing, looking, settings_here
 
 app = typer.Typer(no_args_is_help=True, help="Customers' apps and their keys.")
 keys = typer.Typer(no_args_is_help=True, help="The keys that open /v4 for a project.")
@@ -57,6 +57,81 @@ def list_projects(*, json: AsJson = False) -> None:
     else:
         empty = "No projects. `onward projects create NAME` makes one."
         print_table(("id", "name", "created"), rows, empty=empty)
+
+
+@app.command(epilog="onward projects notify prj_lumen --url https://ops.example.com/hooks")
+def notify(
+    project_id: Project,
+    *,
+    url: Annotated[
+        str | None, typer.Option(help="A Slack URL, or a webhook: signed as Standard Webhooks.")
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="Where the service's go, again.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Tell or choose who is told of this project: suspensions, recoveries, what soon expires.
+
+    A new receiver gets a test at once. Its signing secret is shown this once.
+    """
+    if url and off:
+        raise Failure("--url or --off, not both", code=2)
+    host, secret, taken = _choose(project_id, url) if url else _shown(project_id, off=off)
+    if json:
+        told = {"project_id": project_id, "host": host, "secret": secret, "test_taken": taken}
+        print_json(told)
+        return
+    if host is None:
+        typer.echo(f"Notices of {project_id} go where the service's go: ONWARD_NOTIFY_URL")
+        return
+    typer.echo(f"Notices of {project_id} go to {host}")
+    if secret:
+        typer.echo(f"  signing secret  {secret}")
+        typer.echo("It is shown this once: keep it where the receiver checks signatures.")
+    if taken is False:
+        note("The test was not taken. Notices are tried again for a day; is the URL right?")
+
+
+def _choose(project_id: str, url: str) -> tuple[str | None, str | None, bool]:
+    """Keep a receiver and send it a test; return its host, its secret, and how that went."""
+    from base64 import b64encode  # noqa: PLC0415  quick --help
+    from secrets import token_bytes  # noqa: PLC0415
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    from worker.notify import is_slack, send  # noqa: PLC0415
+    from worker.store.database import now  # noqa: PLC0415
+    from worker.store.models import Notification  # noqa: PLC0415
+    from worker.store.projects import Receiver, set_receiver  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+    from worker.transport.guard import BlockedUrl, check_url  # noqa: PLC0415
+
+    try:
+        check_url(url, allow_private=True)  # who may type commands here says where notices go
+    except BlockedUrl as error:
+        raise Failure(f"--url will not do: {error}", code=2) from None
+    secret = None if is_slack(url) else f"whsec_{b64encode(token_bytes(32)).decode()}"
+    receiver, settings = Receiver(url, secret), settings_here()
+    with changing(settings) as connection:
+        set_receiver(connection, project_id, receiver, keyring_of(settings), ACTOR)
+    test = Notification(id=0, at=now(), kind="test", project_id=project_id, payload="{}")
+    return urlsplit(url).hostname, secret, send(test, receiver)
+
+
+def _shown(project_id: str, *, off: bool) -> tuple[str | None, None, None]:
+    """Return the host of the present receiver, if there is one; `off` takes it away first."""
+    from urllib.parse import urlsplit  # noqa: PLC0415  quick --help
+
+    from worker.store.projects import get_project, receivers, set_receiver  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+
+    settings = settings_here()
+    if off:
+        with changing(settings) as connection:
+            set_receiver(connection, project_id, None, keyring_of(settings), ACTOR)
+    with looking(settings) as connection:
+        get_project(connection, project_id)
+        own = dict(receivers(connection, keyring_of(settings)))
+    found = own.get(project_id)
+    return (urlsplit(found.url).hostname if found else None), None, None
 
 
 @keys.command(epilog="onward projects keys add prj_lumen")

@@ -6,7 +6,7 @@ is recorded once however often it is tried, and by however many recorders.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import psycopg
@@ -29,6 +29,7 @@ from sqlalchemy import (
     update,
 )
 
+from worker.store import notifications
 from worker.store.database import reading, upserting
 from worker.store.models import (
     Attribution,
@@ -42,6 +43,7 @@ from worker.store.models import (
 
 Fields = Mapping[str, Any]
 Mark: TypeAlias = tuple[int, str | None, str]  # shard, how far it was recorded, how far it is now
+NEARING_EVERY = timedelta(hours=1)
 PRUNED_AT_ONCE = 5_000  # rows; SQLite's writers wait for as long as that takes
 _T = Delivery.table()
 _LETTERS = DeadLetter.table()
@@ -88,8 +90,13 @@ def record_shards(
     tallies: Mapping[tuple[str, str], int] | None = None,
     health: Mapping[str, Fields] | None = None,
     learned: Sequence[Fields] = (),
+    nearing: Sequence[Fields] = (),
 ) -> bool:
-    """Write what the journals of several shards hold, all of it or nothing; see `record_rows`."""
+    """Write what the journals of several shards hold, all of it or nothing; see `record_rows`.
+
+    `nearing`: integrations (`integration_id`, `at`, `used`, `message`) that near a suspension; an
+    integration's operator is told of it once an hour.
+    """
     with engine.connect() as connection, connection.begin() as transaction:
         if not all(_move_mark(connection, *mark) for mark in sorted(marks)):
             transaction.rollback()
@@ -99,6 +106,15 @@ def record_shards(
         _add_tallies(connection, tallies or {})
         _note_health(connection, health or {})
         _keep_attributions(connection, learned)
+        for one in nearing:
+            notifications.add_of(
+                connection,
+                "integration.nearing",
+                one["integration_id"],
+                {"used": one["used"], "message": one["message"]},
+                at=one["at"],
+                unless_within=NEARING_EVERY,
+            )
     return True
 
 

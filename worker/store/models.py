@@ -80,7 +80,7 @@ class Base(DeclarativeBase):
 
 
 class Project(Base):
-    """A customer's app or family of apps."""
+    """A customer's app or family of apps. `notify`: who is told of it, encrypted JSON."""
 
     __tablename__ = "projects"
 
@@ -88,6 +88,7 @@ class Project(Base):
     name: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]
+    notify: Mapped[str | None] = mapped_column(Text)
 
 
 class ProjectKey(Base):
@@ -247,6 +248,7 @@ class Notification(Base):
             sqlite_where=text("sent_at IS NULL"),
             postgresql_where=text("sent_at IS NULL"),
         ),
+        Index(None, "integration_id", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -258,6 +260,7 @@ class Notification(Base):
     payload: Mapped[str] = mapped_column(Text)
     sent_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    next_at: Mapped[datetime | None]  # not before; null: at once
 
 
 class Attribution(Base):

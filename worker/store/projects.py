@@ -1,9 +1,11 @@
 """Projects and their keys. A key is shown once; kept is its hash."""
 
 import hmac
+import json
 import re
 import secrets
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -15,6 +17,7 @@ from worker.store import audit
 from worker.store.database import now
 from worker.store.errors import AlreadyExists, Invalid, NotFound
 from worker.store.models import Project, ProjectKey
+from worker.store.secrets import KeyRing
 
 ALPHABET = string.ascii_letters + string.digits
 KEY_LENGTH = 43  # characters of base 62: 256 bits
@@ -32,6 +35,14 @@ class NewProject:
     project: Project
     secret_key: str
     test_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Where notices go, and what signs them there (`whsec_…`; Slack's own URLs need nothing)."""
+
+    url: str
+    secret: str | None = None
 
 
 def random_text(length: int) -> str:
@@ -74,6 +85,39 @@ def get_project(connection: Connection, project_id: str) -> Project:
     if row is None:
         raise NotFound(f"No project {project_id}")
     return Project.of(row)
+
+
+def set_receiver(
+    connection: Connection,
+    project_id: str,
+    receiver: Receiver | None,
+    keyring: KeyRing,
+    actor: str = "cli",
+) -> None:
+    """Send the project's notices there from now on; None: where the service's go. Raise NotFound.
+
+    Kept encrypted: who has a Slack URL may post there.
+    """
+    get_project(connection, project_id)
+    sealed = None
+    if receiver:
+        told = json.dumps({"url": receiver.url, "secret": receiver.secret})
+        sealed = keyring.encrypt(told, sealed_as(project_id))
+    connection.execute(update(Project).where(Project.id == project_id).values(notify=sealed))
+    shown = {"set": receiver is not None}
+    audit.add(connection, actor, "project.notify", project_id=project_id, after=shown)
+
+
+def receivers(connection: Connection, keyring: KeyRing) -> Iterator[tuple[str, Receiver]]:
+    """Yield the projects with a receiver of their own; raise UnreadableSettings."""
+    query = select(Project.id, Project.notify)
+    for id_, sealed in connection.execute(query.where(Project.notify.is_not(None))):
+        yield id_, Receiver(**json.loads(keyring.decrypt(str(sealed), sealed_as(id_))))
+
+
+def sealed_as(project_id: str) -> str:
+    """Return what a project's receiver is encrypted for; no integration has such an id."""
+    return f"project:{project_id}"
 
 
 def add_key(

@@ -1,4 +1,7 @@
-"""Which keys the settings at rest need, and bringing all of them to the newest."""
+"""Which keys the settings at rest need, and bringing all of them to the newest.
+
+These are the integrations' settings and the projects' receivers of notices (`project:<id>`).
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -10,11 +13,16 @@ from sqlalchemy import Connection, Engine, func, select, update
 from worker.store import audit
 from worker.store.database import reading
 from worker.store.errors import Corrupt, UnknownKey
-from worker.store.models import Integration
+from worker.store.models import Integration, Project
+from worker.store.projects import sealed_as
 from worker.store.secrets import KeyRing, key_of
 
 AT_ONCE = 100  # rows a transaction: on SQLite it keeps the recorder out
 HEAD_LENGTH = len("v1.01234567.")
+_PLACES = [
+    (Integration.table(), Integration.table().c.settings),
+    (Project.table(), Project.table().c.notify),
+]
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,8 @@ def check_keys(connection: Connection, ring: KeyRing) -> None:
 
     By the names of the keys alone: nothing is decrypted.
     """
-    head = func.substr(Integration.settings, 1, HEAD_LENGTH)
-    rows = connection.execute(
-        select(Integration.id, head).where(head.is_not(None)).order_by(Integration.id)
-    )
-    lost = {id_: key_of(sealed) or "(none)" for id_, sealed in rows if not ring.knows(sealed)}
+    heads = _sealed(connection, HEAD_LENGTH)
+    lost = {id_: key_of(head) or "(none)" for id_, head in heads if not ring.knows(head)}
     if lost:
         raise UnknownKey(", ".join(sorted(set(lost.values()))), list(lost))
 
@@ -90,22 +95,26 @@ def rotate(engine: Engine, ring: KeyRing, actor: str = "cli") -> Iterator[Rotati
             audit.add(connection, actor, "secrets.rotate", after=told)
 
 
-def _renew(connection: Connection, ring: KeyRing, integration_id: str, sealed: str) -> bool:
+def _renew(connection: Connection, ring: KeyRing, sealed_for: str, sealed: str) -> bool:
     """Encrypt one value anew, unless it has changed; False where it is damaged."""
     with suppress(Corrupt):
-        anew = ring.encrypt(ring.decrypt(sealed, integration_id), integration_id)
-        connection.execute(
-            update(Integration)
-            .where(Integration.id == integration_id, Integration.settings == sealed)
-            .values(settings=anew)
-        )
+        anew = ring.encrypt(ring.decrypt(sealed, sealed_for), sealed_for)
+        for table, column in _PLACES:
+            row = table.c.id == sealed_for.removeprefix(sealed_as(""))
+            same = update(table).where(row, column == sealed)
+            connection.execute(same.values({column: anew}))
         return True
     return False
 
 
-def _sealed(connection: Connection) -> list[tuple[str, str]]:
-    column = Integration.settings
-    rows = connection.execute(
-        select(Integration.id, column).where(column.is_not(None)).order_by(Integration.id)
-    )
-    return [(id_, sealed) for id_, sealed in rows if sealed is not None]
+def _sealed(connection: Connection, length: int | None = None) -> list[tuple[str, str]]:
+    """Return for what each value is encrypted, and the value, or its head of that length."""
+    found = []
+    for table, column in _PLACES:
+        value = func.substr(column, 1, length) if length else column
+        rows = connection.execute(
+            select(table.c.id, value).where(column.is_not(None)).order_by(table.c.id)
+        )
+        prefix = sealed_as if column.table is Project.table() else str
+        found += [(prefix(id_), sealed) for id_, sealed in rows]
+    return found

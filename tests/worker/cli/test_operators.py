@@ -308,3 +308,22 @@ def test_settings_come_to_the_newest_key_and_lost_ones_are_named(
     monkeypatch.setenv("ONWARD_SECRET_KEYS", "02" * 32)
     assert "newest" in onward("secrets", "check").out
     assert onward("integrations", "settings", made["id"]).json["api_key"]["set"] is True
+
+
+def test_who_is_told_of_a_project(onward: Command) -> None:
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    assert "ONWARD_NOTIFY_URL" in onward("projects", "notify", "prj_lumen").out
+
+    url = "http://127.0.0.1:1/hook?key=hidden"
+    chosen = onward("projects", "notify", "prj_lumen", "--url", url, "--json")
+    assert chosen.json["host"] == "127.0.0.1"
+    assert chosen.json["secret"].startswith("whsec_")
+    assert chosen.json["test_taken"] is False, "nobody listens there"
+    shown = onward("projects", "notify", "prj_lumen")
+    assert "go to 127.0.0.1" in shown.out
+    assert "whsec_" not in shown.out
+    assert "hidden" not in shown.out
+
+    assert "ONWARD_NOTIFY_URL" in onward("projects", "notify", "prj_lumen", "--off").out
+    assert onward("projects", "notify", "prj_none").code == 1
+    assert onward("projects", "notify", "prj_lumen", "--url", "ftp://x").code == 2

@@ -27,6 +27,8 @@ from worker.store.models import Integration
 from worker.store.projects import create_project
 from worker.store.secrets import KeyRing
 
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+
 AT = datetime(2026, 6, 1, 11, 20, 36, tzinfo=UTC)
 RING = KeyRing.of("correct horse battery staple")
 
@@ -112,7 +114,7 @@ def test_suspending_tells_why_and_moves_the_epoch(engine: Engine, integration_id
     assert (found.last_error_message, found.last_error_reason) == ("401: no", "unauthorized")
     assert found.last_error_at == AT
     with reading(engine) as connection:
-        (notice,) = notifications.unsent(connection)
+        (notice,) = notifications.unsent(connection, BEGINNING)
     assert (notice.kind, notice.integration_id) == ("integration.suspended", integration_id)
     assert json.loads(notice.payload)["message"] == "401: no"
 
@@ -147,7 +149,7 @@ def test_of_eight_that_suspend_at_once_one_does(engine: Engine, integration_id: 
     assert sorted(flips) == [False] * 7 + [True]
     assert actions(engine, integration_id).count("integration.suspend") == 1
     with reading(engine) as connection:
-        assert len(notifications.unsent(connection)) == 1
+        assert len(notifications.unsent(connection, BEGINNING)) == 1
 
 
 def test_late_failures_can_not_suspend_a_reactivated_one(
