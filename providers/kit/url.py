@@ -38,20 +38,20 @@ def web_url(value: str, info: ValidationInfo) -> str:
         raise ValueError("must not have a fragment (#…)")
     if port is not None and port not in PORTS and not lenient:
         raise ValueError("must use port 443 or 8443")
-    return _in_ascii(parts, _host(parts.hostname or ""), port)
+    return _in_ascii(parts, _host(parts), port)
 
 
-def _host(name: str) -> str:
+def _host(parts: SplitResult) -> str:
+    name = parts.hostname or ""
     try:
-        if ":" in name and "%" not in name:
+        if "[" in parts.netloc and "%" not in name:
             return f"[{IPv6Address(name).compressed}]"
-        last = name.removesuffix(".").rpartition(".")[2]
-        if _NUMERIC.fullmatch(last):
-            return str(IPv4Address(name))
         host = idna.encode(name, uts46=True).decode()
+        if _NUMERIC.fullmatch(host.rpartition(".")[2]):
+            return str(IPv4Address(host))
     except (AddressValueError, idna.IDNAError):
         raise ValueError("has no valid host name") from None
-    if not re.fullmatch(r"[a-z0-9._-]+", host):
+    if not re.fullmatch(r"[a-z0-9.-]*[a-z0-9]", host):  # no dot at the end: TLS knows none
         raise ValueError("has no valid host name")
     return host
 

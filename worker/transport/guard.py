@@ -1,11 +1,14 @@
 """What may be dialled: a strict reading of URLs, and the table of addresses that are nobody's own.
 
 A name is resolved once; each of its addresses must pass, and one of those very addresses is
-dialled, so that a second answer of the name server changes nothing (DNS rebinding).
+dialled, so that a second answer of the name server changes nothing (DNS rebinding). This machine's
+own public addresses are refused too, but for one that only a router before it has.
 """
 
 import re
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -196,6 +199,21 @@ def check_address(text: str) -> None:
         raise BlockedUrl(f"{address} is not a public address")
 
 
+def _check_dialled(address: str) -> None:
+    check_address(address)
+    if is_ours(address):
+        raise BlockedUrl(f"{address} is this machine's own address")
+
+
+def is_ours(address: str) -> bool:
+    """Whether `address` is this machine's own: then the way there begins there. Nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        return bool(probe.getsockname()[0] == address)
+    return False
+
+
 class Guard:
     """Says where a URL leads, and which addresses may be dialled for it.
 
@@ -238,7 +256,7 @@ class Guard:
             found = await self._resolver.addresses(origin.host)
         try:
             for address in () if self._open else found:
-                check_address(address)
+                _check_dialled(address)
         except BlockedUrl as error:
             message = f"{origin.host}: {error}"
             raise TransportError("blocked", message, "settings") from None

@@ -8,9 +8,12 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
+from providers.kit import WebUrl
 from tests.worker.transport.conftest import (
     OK,
+    OURS,
     Dialler,
     MakeTransport,
     Upstream,
@@ -19,7 +22,7 @@ from tests.worker.transport.conftest import (
     resolving,
 )
 from worker.transport import BlockedUrl, TransportError, check_url, resolver
-from worker.transport.guard import check_address, parse
+from worker.transport.guard import check_address, is_ours, parse
 from worker.transport.resolver import Resolver
 
 PUBLIC, OTHER = "93.184.215.14", "93.184.215.15"
@@ -275,11 +278,47 @@ def test_no_ipv6_address_passes_that_is_known_to_be_special(address: IPv6Address
     assert not (passes(str(address)) and odd)
 
 
+def test_this_machines_own_addresses_are_known(socket_enabled: None) -> None:
+    assert is_ours("127.0.0.1")
+    assert not is_ours(PUBLIC)
+
+
+def taken(url: str) -> str | None:
+    """Return the URL as settings keep it, None where they do not take it."""
+    try:
+        return TypeAdapter(WebUrl).validate_python(url)
+    except ValidationError:
+        return None
+
+
+HOSTS = st.lists(
+    st.sampled_from([*"aZ0x7.-_:[]%@", "xn--", "\u00fc", "\u3002", "\uff11", "\u2460", "\u200d"]),
+    max_size=8,
+)
+
+
+@given(HOSTS, st.sampled_from(["", "/a?b=c", "/\u00fc?\u00fc", "/|", "//", "?"]))
+def test_what_settings_take_can_be_dialled(host: list[str], rest: str) -> None:
+    """Settings check what is typed, the guard what is sent: they must read a URL alike."""
+    kept = taken(f"https://{''.join(host)}{rest}")
+    if kept is not None:
+        origin, _ = parse(kept, allow_private=True)
+        assert kept.startswith((f"https://{origin.host}", f"https://[{origin.host}]"))
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com./", "https://127.0.0.1./", "https://[v1.a]/", "https://a_b.com/"]
+)
+def test_what_can_be_read_in_two_ways_is_not_taken(url: str) -> None:
+    assert taken(url) is None
+
+
 # --- resolution --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "answer", [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1", PUBLIC], ["fe80::1%2"], ["nonsense"]]
+    "answer",
+    [["10.0.0.1"], [PUBLIC, "127.0.0.1"], ["::1", PUBLIC], ["fe80::1%2"], ["nonsense"], [OURS]],
 )
 async def test_every_answer_must_pass(
     make: MakeTransport, dialler: Dialler, answer: list[str]
