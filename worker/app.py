@@ -21,7 +21,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
 
-from worker import logs, metrics
+from worker import logs, metrics, traces
 from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
 from worker.store.database import make_engine
@@ -206,11 +206,13 @@ def _after_fork(**_: Any) -> None:
         made.cache_clear()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure(settings())
+    traces.start(settings())
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 @worker_process_shutdown.connect
-def _forget_gauges(pid: int, **_: Any) -> None:
+def _last_words(pid: int, **_: Any) -> None:
+    traces.stop()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         metrics.process_died(pid)
 

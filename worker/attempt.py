@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Any
 
 from msgspec.structs import replace
@@ -23,7 +23,7 @@ from providers.kit import (
     Split,
     plan,
 )
-from worker import metrics
+from worker import metrics, traces
 from worker.directory import Integration
 from worker.pipeline import Landed
 from worker.transport import Transport, TransportError
@@ -107,7 +107,11 @@ class Attempt:
             if len(ready) < len(members):  # its batch has fallen apart: those left go by themselves
                 again += ready
                 continue
+            began = time_ns() if traces.on else 0
             answers = await self._request(request, len(members))
+            if traces.on and began:
+                events = [self.events[position] for position in members]
+                traces.on.attempt(self.integration, events, answers, began)
             halves = self._taken(members, answers, again, passes)
             if halves:
                 middle = (len(halves) + 1) // 2

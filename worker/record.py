@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
-from worker import metrics
+from worker import metrics, traces
 from worker.journal import PAGE, Page, unpack
 from worker.registry import all_providers
 from worker.state import RECORDING, RECORDING_MS, Keys
@@ -95,6 +95,8 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
     ):
         return 0  # another recorder was there first
     _trim(redis, filled, last)
+    if traces.on:
+        traces.on.recorded(page.rows)
     metrics.RECORDED.labels("deliveries").inc(len(page.rows))
     metrics.RECORDED.labels("dead_letters").inc(len(page.letters))
     return max(len(page.rows) + len(page.letters), 1)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from providers.kit import Event
 from providers.kit.decode import InvalidEvent, decode
 from providers.kit.interface import dump_text
-from worker import metrics
+from worker import metrics, traces
 from worker.dispatch import Dispatcher
 from worker.journal import Letter, Row
 from worker.shard import Entry, Shard
@@ -78,6 +78,8 @@ class Router:
     ) -> None:
         targets = self.directory.targets(event.project_id, event.platform)
         entry = Entry(entry_id, [integration.id for integration in targets], accepted)
+        if traces.on:
+            traces.on.intake(event, accepted, self.clock.now_ms())
         if not targets:
             metrics.event("unrouted")
             shard.tallies["*", "unrouted"] += 1

@@ -93,6 +93,8 @@ class WorkerSettings(BaseModel):
     )
     notify_url: SecretStr | None = Field(None, description="Webhook or Slack URL for operators")
     notify_secret: SecretStr | None = Field(None, description="whsec_… that signs those webhooks")
+    otlp_url: str = Field("", description="Traces go to this URL, …/v1/traces; needs onward[otel]")
+    trace_ratio: float = Field(0.01, ge=0, le=1, description="Share of the events that is traced")
 
     @model_validator(mode="before")
     @classmethod
