@@ -13,6 +13,7 @@ from worker.cli import (
     deadletters,
     deliveries,
     integrations,
+    plan,
     projects,
     providers,
     publish,
@@ -60,6 +61,11 @@ app.command(rich_help_panel=MANAGE, epilog="onward publish events.ndjson")(publi
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=MANAGE)
 app.add_typer(deadletters.app, name="deadletters", rich_help_panel=MANAGE)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=MANAGE)
+
+app.command(
+    rich_help_panel=MANAGE,
+    epilog="onward plan --events-per-second 5000 --integrations-per-project 5 --hold 72h",
+)(plan.plan)
 
 TRY = "Try out"
 app.add_typer(providers.app, name="providers", rich_help_panel=TRY)
