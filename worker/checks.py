@@ -29,6 +29,11 @@ def check_redis(redis: Any) -> list[str]:
     else:
         if policy not in (None, "noeviction"):
             faults.append(f"its maxmemory-policy is {policy}: set `noeviction`")
+    if redis.info("cluster").get("cluster_enabled") == 1:
+        faults.append(
+            "it is a Cluster, and one reading of the intake spans its slots: use one server, "
+            "with a replica (docs/operations.md)"
+        )
     seconds, micro = redis.time()
     drift = time.time() - (seconds + micro / 1e6)
     if abs(drift) > CLOCK_SECONDS:

@@ -57,7 +57,11 @@ def failure_of(error: Exception) -> Failure | None:
                 return Failure(str(error), code=2)
             case "worker.store.errors.Invalid":
                 return Failure("That will not do:", error.faults)  # type: ignore[attr-defined]
-            case "worker.intake.IntakeFull" | "worker.store.errors.StoreError":
+            case (
+                "worker.intake.IntakeFull"
+                | "worker.store.errors.StoreError"
+                | "worker.checks.UnfitRedis"
+            ):
                 return Failure(str(error))
             case "worker.preview.InvalidEvents":
                 return Failure("The events will not do:", error.faults)  # type: ignore[attr-defined]
