@@ -45,4 +45,5 @@ def run(names: list[str], *, quick: bool) -> dict[str, Figures]:
             return bench.found
 
 
-main()
+if __name__ == "__main__":
+    main()

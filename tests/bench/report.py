@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tests.bench.plot import Line, chart
 
 HERE = Path(__file__).parent
+BEGIN, FINISH = "<!-- figures -->", "<!-- /figures -->"
 PACKAGES = ("redis", "uvloop", "httptools", "msgspec", "celery", "httpx")
 
 
@@ -42,8 +43,8 @@ TARGETS = (
     Target("10 → 10,000 pipelines, CPU", "pipelines", "ratio_cpu", None, 1.5, "x"),
     Target("memory of a child", "pipelines", "memory_mb", None, 120, "MB"),
     Target("large backlog, CPU", "backlogs", "ratio_cpu", None, 1.1, "x"),
-    Target("Redis bytes in the intake", "backlogs", "intake_bytes_ratio", None, 1.3, "x JSON"),
-    Target("Redis bytes in a lane", "backlogs", "lane_bytes_ratio", None, 1.4, "x JSON"),
+    Target("Redis bytes in the intake", "sizes", "intake_bytes_ratio", None, 1.3, "x JSON"),
+    Target("Redis bytes in a lane", "sizes", "lane_bytes_ratio", None, 1.4, "x JSON"),
     Target("noisy tenant, others' p99", "tenant", "ratio_p99", None, 1.5, "x"),
     Target("hanging and dead, healthy rate", "neighbours", "ratio_rate", 0.95, unit="x"),
     Target("hanging and dead, healthy p99", "neighbours", "ratio_p99", None, 1.2, "x"),
@@ -113,10 +114,35 @@ def machine() -> dict[str, Any]:
     }
 
 
+def page(found: Mapping[str, Mapping[str, Any]], *, quick: bool) -> str:
+    """Return the part of RESULTS.md that each run writes anew, in Markdown."""
+    told = results(found, quick=quick)
+    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+    made_on = told["machine"]
+    lines = [
+        f"{told['date'][:10]}, {'a quick' if quick else 'a full'} run on {made_on['cores']} cores "
+        f"({made_on['system']}; load by others and us at the end: {made_on['load']}).",
+        f"Versions: {versions}.",
+        "",
+        "| what | measured | target | reached |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows(found)),
+    ]
+    return "\n".join(lines)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Put `text` between the marks of RESULTS.md; what people wrote around them stays."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, finish, after = rest.partition(FINISH)
+    path.write_text(f"{before}{begin}\n{text}\n{finish}{after}")
+
+
 def write(found: Mapping[str, Mapping[str, Any]], *, quick: bool, folder: Path = HERE) -> None:
-    """Write `results.json`, and of a full run the plots."""
+    """Write `results.json` and RESULTS.md, and of a full run the plots."""
     text = json.dumps(results(found, quick=quick), indent=1, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n")
+    write_page(page(found, quick=quick), folder / "RESULTS.md")
     if lines := _lines(found):
         (folder / "plot.svg").write_text(chart(lines))
 

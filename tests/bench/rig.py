@@ -7,7 +7,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +28,7 @@ from worker.store.secrets import keyring_of
 from worker.supervisor import Part, onward, valkey, wait_for_redis
 
 HOSTS = 51  # addresses the sink listens at
-PATIENCE = 120.0  # s without any progress
+PATIENCE = 30.0  # s without any progress
 SECRET = "whsec_b253YXJkLWJlbmNobWFyay1zaWduaW5nLXNlY3JldA=="
 
 
@@ -212,6 +212,13 @@ class Rig:
             if name.endswith(b"|delivered")
         )
 
+    def unread(self) -> int:
+        """Return what is in the intake; cheap to ask for however many integrations there are."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for number in range(self.settings.shards):
+            pipeline.xlen(Keys(number).intake)
+        return sum(pipeline.execute())
+
     def waiting(self) -> dict[str, int]:
         """Return what waits in Redis, by where."""
         return backlog(self.redis, self.settings.shards)
@@ -257,32 +264,39 @@ class Worker:
         """Return the resident set of its largest child that drains, in bytes."""
         return max((process.memory_info().rss for process in self.draining()), default=0)
 
-    def fill(self, source: Source, count: int, which: int | None = None) -> int:
-        """Put events into the intake while the worker stands still; return their bytes."""
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Let it stand still for the block."""
         for process in self._all():
             end(process, signal.SIGSTOP)
         try:
-            return fill(self.rig.redis, source, count, self.rig.settings.shards, which)
+            yield
         finally:
             for process in self._all():
                 end(process, signal.SIGCONT)
 
-    def drained(self, source: Source, count: int, deliveries: int = 0) -> Measured:
-        """Fill the intake, and measure until all is delivered and recorded."""
-        self.fill(source, count)
-        return self.measure(deliveries or count)
+    def drained(self, source: Source, count: int, *others: "Worker") -> Measured:
+        """Fill the intake while all stand still; measure until all is delivered and recorded.
 
-    def measure(self, count: int) -> Measured:
-        """Measure the next `count` deliveries, of what waits."""
-        rig = self.rig
-        rig.seen(reset=True)
-        before, cpu, drain = rig.delivered(), self.cpu(), self.drain_cpu()
-        began = time.monotonic()
+        The CPU is that of `others` too, who share the work.
+        """
+        rig, workers = self.rig, (self, *others)
+        with ExitStack() as standing:
+            for worker in workers:
+                standing.enter_context(worker.still())
+            fill(rig.redis, source, count, rig.settings.shards)
+            rig.seen(reset=True)
+            before = rig.delivered()
+            cpu = sum(worker.cpu() for worker in workers)
+            drain = sum(worker.drain_cpu() for worker in workers)
+            began = time.monotonic()
+        progress(lambda: count - rig.unread(), count)
         progress(lambda: rig.delivered() - before, count)
         seconds = time.monotonic() - began
-        drained = self.drain_cpu() - drain
+        drained = sum(worker.drain_cpu() for worker in workers) - drain
         until(lambda: rig.waiting()["journal"] == 0, "all is recorded")
-        return Measured(count, seconds, self.cpu() - cpu, drained, self.memory(), rig.seen())
+        spent = sum(worker.cpu() for worker in workers) - cpu
+        return Measured(count, seconds, spent, drained, self.memory(), rig.seen())
 
     def learns(self, projects: Sequence[str]) -> None:
         """Wait until it knows new projects: events of those it does not know go nowhere."""
