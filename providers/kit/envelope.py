@@ -40,10 +40,9 @@ def additions(event: Event, own: dict[str, Any]) -> dict[str, Json]:
 
     An extra never takes the place of a member of `own`.
     """
-    device = msgspec.structs.asdict(event.device)
     more: dict[str, Json] = {
         "country": event.country,
-        "device": {key: part for key, part in device.items() if part is not None and part != ""},
+        "device": msgspec.to_builtins(event.device),  # without what is not known
         "installed_at": event.installed_at,
     }
     found = {key: value for key, value in more.items() if value}

@@ -39,7 +39,7 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     grace_period_expires: int | None = None
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Device(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """The user's device. `att_status`: 0 not determined, 1 restricted, 2 denied, 3 authorised."""
 
     model: str = ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, TypeAlias, TypeVar
 
 from providers.kit.event import Event
@@ -23,6 +24,7 @@ S = TypeVar("S", bound=Settings)
 Group = TypeVar("Group", bound=Hashable)
 Made: TypeAlias = Request | Iterable[Request] | Unsent
 UNSENT = (Skipped, Rejected, Retry)
+NUMBERS = (int, float, Decimal)  # 0 and False are known
 
 
 def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: Context) -> Plan:
@@ -164,7 +166,7 @@ def packed(
 
 def known(**values: Any) -> dict[str, Any]:
     """Return the given members without those that are not known (None, "", {} and [])."""
-    return {key: value for key, value in values.items() if value not in (None, "", {}, [], ())}
+    return {key: value for key, value in values.items() if value or isinstance(value, NUMBERS)}
 
 
 def clipped(text: str, most: int) -> str:
@@ -174,5 +176,5 @@ def clipped(text: str, most: int) -> str:
 
 def iso(seconds: int, *, milliseconds: bool = False) -> str:
     """Return Unix seconds as ISO 8601 in UTC: `2026-01-01T00:00:00Z` (or `…00.000Z`)."""
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    text = datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
     return f"{text}.000Z" if milliseconds else f"{text}Z"

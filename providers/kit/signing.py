@@ -10,15 +10,14 @@ def standard_webhook(message_id: str, timestamp: int, body: bytes, secret: str) 
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
-    keyed = _keyed(secret).copy()
-    keyed.update(f"{message_id}.{timestamp}.".encode())
-    keyed.update(body)
-    return "v1," + base64.b64encode(keyed.digest()).decode()
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.digest(_key(secret), signed, "sha256")  # in C as a whole, unlike an HMAC object
+    return "v1," + base64.b64encode(digest).decode()
 
 
 @lru_cache(1024)
-def _keyed(secret: str) -> hmac.HMAC:
-    return hmac.new(base64.b64decode(secret.removeprefix("whsec_")), digestmod="sha256")
+def _key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix("whsec_"))
 
 
 def basic(user: str, password: str = "") -> str:
