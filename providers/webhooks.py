@@ -11,10 +11,12 @@ import binascii
 import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import (
     AwareDatetime,
+    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     field_serializer,
@@ -26,6 +28,7 @@ from providers.kit import (
     Context,
     Delivered,
     Event,
+    Generated,
     Gone,
     Json,
     Limits,
@@ -68,12 +71,23 @@ OURS = re.compile(
 )
 
 
+def _not_asked_for(schema: dict[str, Any]) -> None:
+    schema["required"].remove("signing_secret")
+
+
 class WebhooksSettings(RevenueSettings):
-    """Where to, and what proves that it is us."""
+    """Where to, and what proves that it is us: nothing goes out unsigned."""
+
+    model_config = ConfigDict(json_schema_extra=_not_asked_for)
+    generated: ClassVar = Generated(
+        "signing_secret", "previous_signing_secret", "previous_secret_expires_at"
+    )
 
     url: WebUrl = Field(description="Receives a POST per event", repr=False)
     auth_token: Secret | None = Field(None, description="Text after `Authorization: Basic `")
-    signing_secret: Secret | None = Field(None, description="whsec_…; verifies the signature")
+    signing_secret: Secret = Field(
+        description="whsec_…, verifies the signature; made where none is given"
+    )
     previous_signing_secret: Secret | None = Field(None, description="Signs too while it is valid")
     previous_secret_expires_at: AwareDatetime | None = Field(
         None, description="End of the previous secret (ISO 8601 with zone, or Unix seconds)"
@@ -163,7 +177,6 @@ def _signature(
     message_id: str, body: bytes, settings: WebhooksSettings, context: Context
 ) -> dict[str, str]:
     timestamp = int(context.now.timestamp())
-    headers = {"webhook-id": message_id, "webhook-timestamp": str(timestamp)}
     ends = settings.previous_secret_expires_at
     previous = settings.previous_signing_secret if ends is None or context.now < ends else None
     signatures = [
@@ -171,7 +184,11 @@ def _signature(
         for secret in (settings.signing_secret, previous)
         if secret
     ]
-    return headers | ({"webhook-signature": " ".join(signatures)} if signatures else {})
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signatures),
+    }
 
 
 def _body(event: Event, settings: WebhooksSettings) -> dict[str, Json]:
@@ -259,6 +276,7 @@ provider = Provider(
     notes=(
         "Delivered at least once: dedupe by the header webhook-id (the body's event_id).",
         "Verify webhook-signature over the exact bytes of the body, and refuse old timestamps.",
+        "`onward integrations roll ID` makes another signing secret; both sign for a day.",
     ),
     check=Check(_test_request, _meaning),
 )

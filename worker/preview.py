@@ -36,6 +36,7 @@ from worker.verdict import outcomes_of, pipeline_of, worst
 PROJECT_ID = "prj_preview"
 INTEGRATION_ID = "preview0"
 FIXED_TIME = 1_767_225_600  # 2026-01-01T00:00:00Z: filled in, so that output is repeatable
+NO_SECRET = f"whsec_{b64encode(bytes(32)).decode()}"
 AGE = 300  # seconds between an event that was filled in and its sending
 BODY_BYTES = 65_536  # of an answer are read
 
@@ -77,6 +78,7 @@ def rehearse(
 ) -> Rehearsal:
     """Return a rehearsal of `raw_events` with decoded `settings`.
 
+    For a signing secret that is not given, and would be made on saving, zeros stand in.
     `allow_http` lets URLs of plain http pass, as `ONWARD_ALLOW_PRIVATE_UPSTREAMS` does.
 
     Raises:
@@ -85,6 +87,9 @@ def rehearse(
         InvalidEvents: with every fault of every event.
     """
     provider = provider_of(slug)
+    generated = provider.settings.generated
+    if generated and isinstance(settings, Mapping) and not settings.get(generated.key):
+        settings = {**settings, generated.key: NO_SECRET}
     read = read_settings(provider.title, provider.settings, settings, {"allow_http": allow_http})
     store = platform or ("iOS" if "iOS" in provider.stores else provider.stores[0])
     events, now = _events(list(raw_events), store)

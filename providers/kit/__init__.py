@@ -61,6 +61,7 @@ from providers.kit.plan import (
     screen,
 )
 from providers.kit.settings import (
+    Generated,
     InvalidSettings,
     RevenueSettings,
     Secret,
@@ -90,6 +91,7 @@ __all__ = [
     "Device",
     "Event",
     "Fact",
+    "Generated",
     "Gone",
     "InvalidSettings",
     "Json",

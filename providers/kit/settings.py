@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -58,6 +59,15 @@ def matching(pattern: str, remedy: str) -> Any:
     return AfterValidator(check)
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A secret that is made where none is given (`whsec_…`), and what it rolls into: their keys."""
+
+    key: str
+    previous: str
+    previous_ends: str
+
+
 class DeliverySettings(BaseModel):
     """How patient the worker is with this integration; what is not set is the service's default."""
 
@@ -109,6 +119,7 @@ class Settings(BaseModel):
         description="Patience of its own: thresholds, hold times, requests at once",
     )
 
+    generated: ClassVar[Generated | None] = None  # shown to whoever's saving made it, once
     name_pattern: ClassVar[re.Pattern[str] | None] = None  # of the upstream's event names
     name_rule: ClassVar[str] = ""  # the same in words
 

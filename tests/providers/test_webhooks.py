@@ -109,11 +109,17 @@ def test_signs_with_the_previous_secret_too_until_it_ends(ends: Any, signatures:
     assert headers["webhook-signature"].split(" ") == made[:signatures]
 
 
-def test_without_a_secret_there_is_no_signature() -> None:
-    headers = dict(sent({"url": SETTINGS["url"]}).headers)
-    assert "webhook-signature" not in headers
+def test_nothing_goes_out_unsigned() -> None:
+    bare = {"url": SETTINGS["url"], "signing_secret": SECRET}
+    headers = dict(sent(bare).headers)
     assert "Authorization" not in headers
-    assert {"webhook-id", "webhook-timestamp"} <= headers.keys()
+    assert {"webhook-id", "webhook-timestamp", "webhook-signature"} <= headers.keys()
+    with pytest.raises(InvalidSettings, match="signing secret is not set"):
+        read_settings(provider.title, provider.settings, {"url": SETTINGS["url"]})
+
+
+def test_the_form_does_not_ask_for_the_secret_that_is_made() -> None:
+    assert provider.settings.model_json_schema()["required"] == ["url"]
 
 
 def test_a_trial_has_no_revenue_and_unknown_ids_are_empty() -> None:
@@ -257,7 +263,7 @@ def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
 
 
 def test_an_operator_may_allow_plain_http() -> None:
-    data = {"url": "http://127.0.0.1:9000/hooks"}
+    data = {**SETTINGS, "url": "http://127.0.0.1:9000/hooks"}
     read = read_settings(provider.title, provider.settings, data, {"allow_http": True})
     (request,) = plan(provider, [event()], read, context()).requests
     assert request.url == data["url"]
@@ -272,12 +278,12 @@ def test_custom_headers_and_timeout() -> None:
 
 
 def test_hosts_are_normalised() -> None:
-    request = sent({"url": "https://Bücher.Example:443/ä?token=ö"})
+    request = sent({**SETTINGS, "url": "https://Bücher.Example:443/ä?token=ö"})
     assert request.url == "https://xn--bcher-kva.example/%C3%A4?token=%C3%B6"
 
 
 def test_a_token_in_the_url_is_masked() -> None:
-    settings = {"url": "https://api.customer.example/h?key=t0k3n"}
+    settings = {**SETTINGS, "url": "https://api.customer.example/h?key=t0k3n"}
     read = read_settings(provider.title, provider.settings, settings)
     assert "key=t0k3n" in set(read.secrets())
     assert "t0k3n" not in read.model_dump_json() + repr(read)

@@ -13,7 +13,10 @@ from worker.suspension import Thresholds
 
 WORKER = load_settings({})
 RING = KeyRing.of("a passphrase of this test")
-URL = {"url": "https://customer.example/onward"}
+URL = {
+    "url": "https://customer.example/onward",
+    "signing_secret": "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+}
 
 
 def compiled(plain: dict[str, Any], **row: Any) -> Integration:

@@ -143,3 +143,10 @@ def test_no_provider_s_secret_is_shown(slug: str) -> None:
         for text in (json.dumps(shown, ensure_ascii=False), json.dumps(told, ensure_ascii=False)):
             assert secret not in text
             assert json.dumps(secret)[1:-1] not in text
+
+
+def test_zeros_stand_in_for_a_signing_secret_that_saving_would_make() -> None:
+    for given in ({}, {"signing_secret": None}):
+        read = rehearse("webhooks", {"url": "https://a.example/", **given}, [USER])
+        (request,) = preview(read)["requests"]
+        assert request["headers"]["webhook-signature"].startswith("v1,")

@@ -44,7 +44,7 @@ def prove(
         ApiError: 400, the provider refuses them. That it could not be asked is no refusal.
     """
     with reading(here.engine) as connection:
-        row, _ = integrations.with_settings(
+        would = integrations.with_settings(
             connection,
             integration_id,
             settings,
@@ -52,7 +52,7 @@ def prove(
             allow_private=here.settings.allow_private_upstreams,
             project_id=who.project_id,
         )
-    integration = compile_integration(row, here.keyring, here.settings)
+    integration = compile_integration(would.integration, here.keyring, here.settings)
     done = _sent(trial.send_check, integration, here)
     if done is None:
         return None

@@ -1,6 +1,7 @@
 """`/ops/v1`: what operators need beyond v4. A project's key reaches its own; the admin key all."""
 
 import json
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
@@ -27,6 +28,7 @@ Id = Annotated[str | None, Query(pattern=ID)]
 Word = Annotated[str | None, Query(pattern=WORD)]
 Before = Annotated[int | None, Query(ge=1, le=LARGEST, description="Go on from this id")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+KeepHours = Annotated[int, Query(ge=0, le=24 * 30)]
 register_url_convertor("letter_id", all_but("replay"))
 LetterId = Annotated[int, Path(ge=1, le=LARGEST)]
 
@@ -127,12 +129,15 @@ def save_settings(
 ) -> dict[str, Any]:
     """Replace the settings. A secret given as it is shown (`{"set": true}`) keeps its value.
 
+    A webhook's `signing_secret` that is not given keeps its value too; the first one is made, and
+    `shown_once` in the answer is its only sight.
+
     With `check` they are saved only if the provider does not refuse them; `check` in the answer
     says what it said, null where it has no harmless call to ask by.
     """
     proof = prove(integration_id, body, who, here) if check else None
     with here.engine.begin() as connection:
-        row = integrations.save_settings(
+        saved = integrations.save_settings(
             connection,
             integration_id,
             body,
@@ -141,7 +146,32 @@ def save_settings(
             allow_private=here.settings.allow_private_upstreams,
             project_id=who.project_id,
         )
-    return _settings(row, here) | ({"check": proof} if check else {})
+    return _saved(saved, here) | ({"check": proof} if check else {})
+
+
+@router.post("/integrations/{integration_id}/roll")
+def roll_secret(
+    integration_id: IntegrationId, who: Operator, here: Here, *, keep_hours: KeepHours = 24
+) -> dict[str, Any]:
+    """Make a webhook's signing secret anew; `shown_once` in the answer is its only sight.
+
+    The one before signs too for `keep_hours`: a receiver may change over in that time.
+    """
+    with here.engine.begin() as connection:
+        saved = integrations.roll_secret(
+            connection,
+            integration_id,
+            here.keyring,
+            keep=timedelta(hours=keep_hours),
+            actor=who.actor,
+            project_id=who.project_id,
+        )
+    return _saved(saved, here)
+
+
+def _saved(saved: integrations.Saved, here: Here) -> dict[str, Any]:
+    shown = _settings(saved.integration, here)
+    return shown | ({"shown_once": saved.made} if saved.made else {})
 
 
 def _settings(row: Integration, here: Here) -> dict[str, Any]:

@@ -123,13 +123,14 @@ def create(
 
     here = settings_here()
     data = read_object(settings) if settings else None
+    secrets: dict[str, str] = {}
     with changing(here) as connection:
         get_project(connection, project)
         made = create_integration(
             connection, project, title=title, slug=slug, platform=platform, actor=ACTOR
         )
         if data is not None:
-            made = save_settings(
+            made, secrets = save_settings(
                 connection,
                 made.id,
                 data,
@@ -140,6 +141,7 @@ def create(
         if activate:
             made = set_to(connection, made.id, 1, ACTOR)
     _print(made, json=json)
+    _note_once(secrets)
 
 
 @app.command(
@@ -167,7 +169,7 @@ def change_settings(
         print_json(_shown_settings(integration_id))
         return
     with changing(here) as connection:
-        changed = save_settings(
+        changed, secrets = save_settings(
             connection,
             integration_id,
             read_object(file),
@@ -176,6 +178,38 @@ def change_settings(
             allow_private=here.allow_private_upstreams,
         )
     _print(changed, json=json)
+    _note_once(secrets)
+
+
+def _note_once(secrets: dict[str, str]) -> None:
+    for name, value in secrets.items():
+        note(f"{name}  {value}")
+        note("It is shown this once: keep it where the receiver checks signatures.")
+
+
+@app.command(epilog="onward integrations roll c9VdLs3H --keep-hours 48")
+def roll(
+    integration_id: Id,
+    *,
+    keep_hours: Annotated[
+        int, typer.Option(min=0, max=720, help="How long the one before signs too.")
+    ] = 24,
+    json: AsJson = False,
+) -> None:
+    """Make a webhook's signing secret anew, and print it this once."""
+    from datetime import timedelta  # noqa: PLC0415  quick --help
+
+    from worker.store.integrations import roll_secret  # noqa: PLC0415
+    from worker.store.secrets import keyring_of  # noqa: PLC0415
+
+    keep, keyring = timedelta(hours=keep_hours), keyring_of(settings_here())
+    with changing() as connection:
+        rolled = roll_secret(connection, integration_id, keyring, keep=keep, actor=ACTOR)
+    if json:
+        print_json({"id": integration_id, **rolled.made})
+    else:
+        _print(rolled.integration, json=False)
+        _note_once(rolled.made)
 
 
 def _shown_settings(integration_id: str) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def show_settings(integration_id: IntegrationId, token: Token, here: Here) -> Re
         "settings.html", token=token, row=row, title=provider.title,
         values=json.dumps(values, indent=2, ensure_ascii=False),
         fields=schema.get("properties", {}), required=schema.get("required", []),
+        generated=provider.settings.generated if values else None,
     )  # fmt: skip
 
 
@@ -69,8 +70,25 @@ def save_settings(integration_id: IntegrationId, here: Here, form: Form) -> Resp
         values = msgspec.json.decode(form.get("values", ""), type=dict[str, Any])
     except msgspec.DecodeError:
         raise invalid("The settings must be a JSON object. Go back and correct them") from None
-    ops.save_settings(integration_id, OPERATOR, here, values, check=form.get("check") == "yes")
+    check = form.get("check") == "yes"
+    saved = ops.save_settings(integration_id, OPERATOR, here, values, check=check)
+    if "shown_once" in saved:
+        return _shown_once(integration_id, form, here, saved)
     return RedirectResponse(f"/console/integrations/{integration_id}?did=settings", 303)
+
+
+@router.post("/integrations/{integration_id:integration_id}/roll")
+def roll_secret(integration_id: IntegrationId, here: Here, form: Form) -> Response:
+    """Make the signing secret anew, and show it this once."""
+    saved = ops.roll_secret(integration_id, OPERATOR, here, keep_hours=24)
+    return _shown_once(integration_id, form, here, saved)
+
+
+def _shown_once(id_: str, form: Form, here: Here, saved: dict[str, Any]) -> Response:
+    with reading(here.engine) as connection:
+        row = integrations.get(connection, id_)
+    told = {"row": row, "made": saved["shown_once"], "settings": saved["settings"]}
+    return render("secret.html", token=form["token"], **told)
 
 
 # --- replay -------------------------------------------------------------------------------------

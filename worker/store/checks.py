@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -102,6 +103,8 @@ def _shown(value: Any) -> Any:
         return _shown_fields(value)
     if isinstance(value, Mapping):
         return {key: _shown(part) for key, part in value.items()}
+    if isinstance(value, datetime):
+        return value.isoformat()
     return list(value) if isinstance(value, tuple | frozenset) else value
 
 

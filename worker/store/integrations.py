@@ -5,12 +5,13 @@ Functions work in the caller's transaction; on SQLite it holds the writer's lock
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from providers.kit import Settings
+from worker.registry import provider_of
 from worker.store import audit, notifications
 from worker.store.checks import (
     check_new,
@@ -20,10 +21,10 @@ from worker.store.checks import (
     shown_settings,
 )
 from worker.store.database import now
-from worker.store.errors import Invalid, NotFound
+from worker.store.errors import Invalid, NotFound, NothingToRoll, UnreadableSettings
 from worker.store.models import Integration
 from worker.store.projects import random_text
-from worker.store.secrets import KeyRing
+from worker.store.secrets import KeyRing, signing_secret
 
 ID_LENGTH = 8
 MESSAGE_LENGTH = 1000  # characters of last_error_message
@@ -154,6 +155,19 @@ def set_status(
     return get(connection, integration_id)
 
 
+class Saved(NamedTuple):
+    """An integration with its new settings; `made` is the only sight of a secret made for them."""
+
+    integration: Integration
+    made: dict[str, str]
+
+
+class _Would(NamedTuple):
+    integration: Integration
+    settings: Settings
+    made: dict[str, str]
+
+
 def save_settings(
     connection: Connection,
     integration_id: str,
@@ -163,13 +177,14 @@ def save_settings(
     actor: str,
     allow_private: bool = False,
     project_id: str | None = None,
-) -> Integration:
+) -> Saved:
     """Replace the settings, encrypted; raise Invalid naming every faulty key, or NotFound.
 
-    A secret given as it is shown (`{"set": true, …}`) keeps its value.
+    A secret given as it is shown (`{"set": true, …}`) keeps its value. One that is ours to make and
+    is not given keeps its value too, or is made.
     """
     had = get(connection, integration_id, project_id).settings is not None
-    would, model = with_settings(
+    would = with_settings(
         connection,
         integration_id,
         data,
@@ -178,18 +193,58 @@ def save_settings(
         project_id=project_id,
         for_update=True,
     )
-    values = {"settings": would.settings, "updated_at": now()}
-    connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
+    return _keep(connection, would, actor, "integration.settings", {"set": had})
+
+
+def _keep(
+    connection: Connection, would: _Would, actor: str, action: str, before: Mapping[str, Any]
+) -> Saved:
+    id_ = would.integration.id
+    values = {"settings": would.integration.settings, "updated_at": now()}
+    connection.execute(update(_T).where(_T.c.id == id_).values(values))
     audit.add(
         connection,
         actor,
-        "integration.settings",
-        project_id=would.project_id,
-        integration_id=integration_id,
-        before={"set": had},
-        after=shown_settings(model),
+        action,
+        project_id=would.integration.project_id,
+        integration_id=id_,
+        before=before,
+        after=shown_settings(would.settings),
     )
-    return get(connection, integration_id)
+    return Saved(get(connection, id_), would.made)
+
+
+def roll_secret(
+    connection: Connection,
+    integration_id: str,
+    keyring: KeyRing,
+    *,
+    keep: timedelta,
+    actor: str,
+    project_id: str | None = None,
+) -> Saved:
+    """Make the secret that is ours to make anew; the present one signs too for `keep` from now.
+
+    Raises:
+        NothingToRoll: there is none, or no settings yet.
+        NotFound, UnreadableSettings: as always.
+    """
+    found = _get(connection, integration_id, project_id, for_update=True)
+    generated = provider_of(found.slug).settings.generated
+    if generated is None or found.settings is None:
+        raise NothingToRoll(
+            "There is no signing secret to roll: this provider has none, or its settings are not "
+            "saved yet."
+        )
+    data = json.loads(keyring.decrypt(found.settings, integration_id))
+    old = data.pop(generated.key, None)
+    data |= {generated.previous: None, generated.previous_ends: None}
+    if old and keep:
+        ends = (now() + keep).isoformat(timespec="seconds")
+        data |= {generated.previous: old, generated.previous_ends: ends}
+    model, made = _made(found, data, {}, allow_private=True)
+    found.settings = keyring.encrypt(json.dumps(data), integration_id)
+    return _keep(connection, _Would(found, model, made), actor, "integration.roll", {"set": True})
 
 
 def with_settings(
@@ -201,16 +256,37 @@ def with_settings(
     allow_private: bool = False,
     project_id: str | None = None,
     for_update: bool = False,
-) -> tuple[Integration, Settings]:
+) -> _Would:
     """Return the integration as it would be with these settings; raise Invalid or NotFound."""
     found = _get(connection, integration_id, project_id, for_update=for_update)
-    old = {}
-    if found.settings and has_shown(data):
-        old = json.loads(keyring.decrypt(found.settings, integration_id))
+    old: dict[str, Any] = {}
+    try:
+        if found.settings:
+            old = json.loads(keyring.decrypt(found.settings, integration_id))
+    except UnreadableSettings:
+        if has_shown(data):
+            raise
     merged = merge_shown(data, old)
-    model = check_settings(found.slug, merged, allow_private=allow_private)
+    model, made = _made(found, merged, old, allow_private=allow_private)
     found.settings = keyring.encrypt(json.dumps(merged), integration_id)
-    return found, model
+    return _Would(found, model, made)
+
+
+def _made(
+    found: Integration, data: dict[str, Any], old: Mapping[str, Any], *, allow_private: bool
+) -> tuple[Settings, dict[str, str]]:
+    """Return the model of `data`, completed by the secret that is ours to make, and that if new."""
+    generated = provider_of(found.slug).settings.generated
+    made = {}
+    if generated and _unset(data.get(generated.key)):
+        data[generated.key] = old.get(generated.key)
+        if _unset(data[generated.key]):
+            data |= (made := {generated.key: signing_secret()})
+    return check_settings(found.slug, data, allow_private=allow_private), made
+
+
+def _unset(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def delete(

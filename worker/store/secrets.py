@@ -6,7 +6,7 @@ is authenticated with it, so that a value copied to another row does not open.
 
 import os
 import secrets
-from base64 import b64decode, urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -88,6 +88,11 @@ def key_of(sealed: str) -> str:
 
 def _bound_to(integration_id: str) -> bytes:
     return f"integrations|{integration_id}|settings".encode()
+
+
+def signing_secret() -> str:
+    """Return a new secret as Standard Webhooks writes it."""
+    return f"whsec_{b64encode(secrets.token_bytes(KEY_BYTES)).decode()}"
 
 
 def embedded_key(data_dir: Path) -> str:

@@ -229,6 +229,31 @@ def test_the_audit_log_says_who(project: Project, admin: Project, keys: Keys) ->
     assert keys.live not in answer.text
 
 
+def test_a_webhooks_secret_is_shown_once(project: Project, other: Project, engine: Engine) -> None:
+    hook = project.create(integration="webhooks")
+    url = {"url": "https://a.example.org/"}
+    roll = f"{OPS}/integrations/{hook['id']}/roll"
+    refused = project("POST", roll)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_implemented")
+    first = project("PUT", settings_url(hook), url).json()
+    assert list(first["shown_once"]) == ["signing_secret"]
+    assert first["settings"]["signing_secret"]["set"] is True
+    secrets = [first["shown_once"]["signing_secret"]]
+    assert "shown_once" not in project("PUT", settings_url(hook), url).json()
+    for query in ("", "?keep_hours=1"):
+        rolled = project("POST", roll + query).json()
+        secrets.append(rolled["shown_once"]["signing_secret"])
+        assert rolled["settings"]["previous_signing_secret"]["set"] is True
+        shown = rolled["settings"]
+    assert project("GET", settings_url(hook)).json()["settings"] == shown
+    assert project("PUT", settings_url(hook), shown).json()["settings"] == shown
+    assert other("POST", roll).status_code == 404
+    assert project("POST", roll + "?keep_hours=-1").status_code == 400
+    told = [project("GET", path).text for path in (settings_url(hook), f"{OPS}/audit", hook["url"])]
+    assert not any(secret in text for secret in secrets for text in told)
+    assert len(set(secrets)) == 3
+
+
 def test_the_providers_and_their_forms(project: Project) -> None:
     found = {p["slug"]: p for p in project("GET", f"{OPS}/providers").json()["data"]}
     assert "api_key" in found["amplitude"]["settings"]["properties"]

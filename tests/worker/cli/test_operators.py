@@ -1,6 +1,7 @@
 """Projects, integrations, deliveries and dead letters, on a database and a Redis of their own."""
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -55,6 +56,22 @@ CREATE = (
     "integrations", "create", "--project", "prj_lumen", "--slug", "amplitude",
     "--platform", "iOS", "--title", "Analytics",
 )  # fmt: skip
+
+
+def test_a_webhooks_secret_is_shown_once(
+    onward: Command, settings_file: Callable[..., str]
+) -> None:
+    onward("projects", "create", "Lumen", "--id", "prj_lumen")
+    file = settings_file(url="https://a.example.org/")
+    ran = onward(*CREATE, "--slug", "webhooks", "--settings", file, "--json")
+    assert "whsec_" not in ran.out
+    id_, secret = ran.json["id"], re.findall(r"whsec_\S+", ran.err)
+    assert len(secret) == 1
+    assert "whsec_" not in onward("integrations", "settings", id_, "--set", file).err
+    rolled = onward("integrations", "roll", id_, "--keep-hours", "1", "--json").json
+    assert rolled["signing_secret"] not in secret
+    assert "whsec_" in onward("integrations", "roll", id_).err
+    assert "whsec_" not in onward("integrations", "settings", id_).out
 
 
 def test_a_project_is_made_and_its_key_shown_once(onward: Command) -> None:

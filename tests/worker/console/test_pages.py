@@ -1,6 +1,7 @@
 """What operators see: the trouble first, in plain words, escaped; and what they can do about it."""
 
 import html
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -171,9 +172,24 @@ def test_activating_and_pausing(operator: Browser, empty_database: Engine, hook:
     assert actors == {"console"}
 
 
+def test_a_signing_secret_is_shown_once_and_rolled(operator: Browser, hook: str) -> None:
+    path = f"/console/integrations/{hook}"
+    values = json.dumps({"url": "https://example.com/hooks"})
+    secrets = [
+        re.findall(r"whsec_[\w+/=]+", operator.post(f"{path}/{action}", **fields).text)
+        for action, fields in (("settings", {"values": values}), ("roll", {}))
+    ]
+    assert [len(found) for found in secrets] == [1, 1]
+    assert secrets[0] != secrets[1]
+    page = operator.get(f"{path}/settings").text
+    assert "Roll the signing secret" in page
+    assert "whsec_" not in page.replace("whsec_…", "")
+
+
 def test_settings_are_replaced_and_secrets_stay_unseen(operator: Browser, hook: str) -> None:
     path = f"/console/integrations/{hook}/settings"
-    values = '{"url": "https://example.com/a", "auth_token": "s3cr3t-canary"}'
+    secrets = {"auth_token": "s3cr3t-canary", "signing_secret": f"whsec_{'A' * 43}="}
+    values = json.dumps({"url": "https://example.com/a", **secrets})
     answer = operator.post(path, values=values)
     assert answer.status_code == 303
     assert "The settings are saved" in operator.get(answer.headers["location"]).text

@@ -1,29 +1,32 @@
 """Integrations change in one way each, and every change leaves a row."""
 
 import json
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
 from worker.store import audit, notifications
-from worker.store.database import reading
-from worker.store.errors import Invalid, NotFound
+from worker.store.database import now, reading
+from worker.store.errors import Invalid, NotFound, NothingToRoll, UnreadableSettings
 from worker.store.integrations import (
+    Saved,
     config_rows,
     create_integration,
     delete,
     get,
     list_of,
+    roll_secret,
     save_settings,
     set_status,
     suspend,
 )
-from worker.store.models import Integration
+from worker.store.models import AuditRow, Integration
 from worker.store.projects import create_project
 from worker.store.secrets import KeyRing
 
@@ -198,7 +201,7 @@ def test_deleting_is_soft_and_final(engine: Engine, integration_id: str) -> None
 
 def settings(engine: Engine, integration_id: str, data: dict[str, Any]) -> Integration:
     with engine.begin() as connection:
-        return save_settings(connection, integration_id, data, RING, actor="op")
+        return save_settings(connection, integration_id, data, RING, actor="op").integration
 
 
 def test_settings_are_encrypted_and_audited_masked(engine: Engine, integration_id: str) -> None:
@@ -221,17 +224,88 @@ def test_a_secret_given_as_shown_keeps_its_value(engine: Engine, integration_id:
     assert kept == {"api_key": "s3cr3t-key", "region": "eu"}
 
 
-def test_a_secret_inside_a_map_keeps_its_value_too(engine: Engine, integration_id: str) -> None:
+@pytest.fixture
+def hook(engine: Engine, integration_id: str) -> Integration:
     with engine.begin() as connection:
-        hook = create_integration(
+        return create_integration(
             connection, "prj_a", title="H", slug="webhooks", platform="iOS", actor="test"
         )
+
+
+def opened(row: Integration) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RING.decrypt(row.settings or "", row.id))
+    return found
+
+
+def test_a_secret_inside_a_map_keeps_its_value_too(engine: Engine, hook: Integration) -> None:
     one = {"url": "https://a.example.org/", "custom_headers": {"X-Key": "s3cr3t", "X-B": "b"}}
     settings(engine, hook.id, one)
     two = {"url": "https://b.example.org/", "custom_headers": {"X-Key": {"set": True}}}
-    found = settings(engine, hook.id, two)
-    kept = json.loads(RING.decrypt(found.settings or "", hook.id))
-    assert kept == {"url": "https://b.example.org/", "custom_headers": {"X-Key": "s3cr3t"}}
+    kept = opened(settings(engine, hook.id, two))
+    assert kept["url"] == "https://b.example.org/"
+    assert kept["custom_headers"] == {"X-Key": "s3cr3t"}
+
+
+GIVEN = "whsec_" + "A" * 43 + "="
+URL = {"url": "https://a.example.org/"}
+
+
+def save(engine: Engine, hook: Integration, ring: KeyRing = RING, **data: Any) -> Saved:
+    with engine.begin() as connection:
+        return save_settings(connection, hook.id, URL | data, ring, actor="op")
+
+
+def test_a_signing_secret_is_made_once_and_kept(engine: Engine, hook: Integration) -> None:
+    first = save(engine, hook)
+    secret = first.made["signing_secret"]
+    assert opened(first.integration)["signing_secret"] == secret
+    assert len(b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
+    unset: tuple[dict[str, Any], ...] = (
+        {}, {"signing_secret": None}, {"signing_secret": " "}, {"signing_secret": {"set": True}},
+    )  # fmt: skip
+    for data in unset:
+        again = save(engine, hook, **data)
+        assert again.made == {}
+        assert opened(again.integration)["signing_secret"] == secret
+    assert save(engine, hook, signing_secret=GIVEN).made == {}
+    assert opened(save(engine, hook).integration)["signing_secret"] == GIVEN
+    with reading(engine) as connection:
+        assert secret not in str(list(connection.execute(select(AuditRow.before, AuditRow.after))))
+
+
+def test_where_the_key_is_lost_another_secret_is_made(engine: Engine, hook: Integration) -> None:
+    secret = save(engine, hook).made["signing_secret"]
+    other = KeyRing.of("another")
+    assert save(engine, hook, other).made["signing_secret"] != secret
+    with pytest.raises(UnreadableSettings):
+        save(engine, hook, auth_token={"set": True})
+
+
+@pytest.mark.parametrize(("hours", "valid"), [(24, True), (0, False)])
+def test_rolling_leaves_the_old_one_valid_for_a_while(
+    engine: Engine, hook: Integration, hours: int, valid: bool
+) -> None:
+    save(engine, hook, auth_token="t", signing_secret=GIVEN)
+    for _ in range(2):  # of three the oldest is out
+        before = opened(read(engine, hook.id))["signing_secret"]
+        with engine.begin() as connection:
+            rolled = roll_secret(connection, hook.id, RING, keep=timedelta(hours=hours), actor="op")
+        kept = opened(rolled.integration)
+        assert kept["signing_secret"] == rolled.made["signing_secret"] not in ("", before, GIVEN)
+        assert kept["auth_token"] == "t"
+        assert kept["previous_signing_secret"] == (before if valid else None)
+        ends = kept["previous_secret_expires_at"]
+        left = datetime.fromisoformat(ends) - now() if valid else timedelta()
+        assert abs(left - timedelta(hours=hours)) < timedelta(minutes=1)
+
+
+def test_there_may_be_nothing_to_roll(
+    engine: Engine, hook: Integration, integration_id: str
+) -> None:
+    settings(engine, integration_id, {"api_key": "k"})
+    for id_ in (hook.id, integration_id):
+        with engine.begin() as connection, pytest.raises(NothingToRoll):
+            roll_secret(connection, id_, RING, keep=timedelta(0), actor="op")
 
 
 def test_every_faulty_setting_is_named_and_none_is_saved(
@@ -245,12 +319,8 @@ def test_every_faulty_setting_is_named_and_none_is_saved(
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1/hook", "http://example.org", "https://[::1]/"])
 def test_urls_to_where_nothing_may_be_sent_are_refused(
-    engine: Engine, integration_id: str, url: str
+    engine: Engine, hook: Integration, url: str
 ) -> None:
-    with engine.begin() as connection:
-        hook = create_integration(
-            connection, "prj_a", title="H", slug="webhooks", platform="iOS", actor="test"
-        )
     with pytest.raises(Invalid) as caught:
         settings(engine, hook.id, {"url": url})
     assert [field for field, _ in caught.value.faults] == ["url"]
