@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import cached_property
+from hashlib import sha1
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL
 
 import msgspec
 
@@ -101,9 +102,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """A UUID for upstreams that want one: the same on every attempt, other for a refund."""
         if _UUID.fullmatch(self.id):
             return self.id.lower()
-        return str(uuid5(NAMESPACE_URL, f"onward:{self.project_id}/{self.id}"))
+        return _uuid5(f"onward:{self.project_id}/{self.id}")
 
     @property
     def user_key(self) -> str:
         """What tells users of a project apart, for order and attribution; "" without any id."""
         return self.user_id or self.identity_id or self.custom_user_id or self.device_id
+
+
+def _uuid5(name: str) -> str:
+    """Return what `str(uuid.uuid5(NAMESPACE_URL, name))` does, in a fifth of the time."""
+    digest = bytearray(sha1(NAMESPACE_URL.bytes + name.encode(), usedforsecurity=False).digest())
+    digest[6] = digest[6] & 0x0F | 0x50  # version 5
+    digest[8] = digest[8] & 0x3F | 0x80  # RFC 9562's variant
+    text = digest[:16].hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from providers.kit.event import Event
 
@@ -76,9 +77,14 @@ def public_ip(event: Event, version: int | None = None) -> str:
 
     The blocks set aside for documentation pass: they stand in for users in samples and tests.
     """
-    if not event.ip:
-        return ""
-    address = ipaddress.ip_address(event.ip)
+    public = _public_version(event.ip) if event.ip else 0
+    return event.ip if public and version in (None, public) else ""
+
+
+@lru_cache(4096)  # a user's events come together
+def _public_version(text: str) -> int:
+    """Return the IP version of a public address, 0 for another."""
+    address = ipaddress.ip_address(text)
     sample = any(address in block for block in _DOCUMENTATION if block.version == address.version)
     public = sample or (address.is_global and not address.is_multicast)
-    return event.ip if public and version in (None, address.version) else ""
+    return address.version if public else 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 from providers.kit.event import Event
@@ -174,6 +175,7 @@ def clipped(text: str, most: int) -> str:
     return text.encode()[:most].decode(errors="ignore")
 
 
+@lru_cache(1024)  # many events of a batch are of the same few seconds
 def iso(seconds: int, *, milliseconds: bool = False) -> str:
     """Return Unix seconds as ISO 8601 in UTC: `2026-01-01T00:00:00Z` (or `…00.000Z`)."""
     text = datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
