@@ -66,7 +66,8 @@ LONGEST_WAIT = timedelta(hours=1)
 HEADERS = 20  # of the customer's own
 HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 OURS = re.compile(
-    r"host|content-.*|authorization|accept|webhook-.*|transfer-encoding|connection|expect|user-agent",
+    r"host|content-.*|authorization|accept|accept-encoding|webhook-.*|transfer-encoding|connection"
+    r"|proxy-.*|keep-alive|te|trailer|upgrade|expect|user-agent",
     re.IGNORECASE,
 )
 
@@ -165,30 +166,30 @@ def _request(event: Event, settings: WebhooksSettings, context: Context) -> Requ
 
 def _post(url: str, event: Event, settings: WebhooksSettings, context: Context) -> Request:
     body = dump(_body(event, settings))
-    headers = {"Accept": "application/json"}
-    if settings.auth_token:
-        headers["Authorization"] = f"Basic {settings.auth_token.get_secret_value()}"
-    headers |= _signature(event.id, body, settings, context)
-    headers |= {k: v.get_secret_value() for k, v in settings.custom_headers.items()}
-    return Request.json(url, body, headers=headers, content_type=CONTENT_TYPE)
+    headers = [("Content-Type", CONTENT_TYPE), ("Accept", "application/json")]
+    if settings.auth_token is not None:
+        headers.append(("Authorization", f"Basic {settings.auth_token.get_secret_value()}"))
+    headers += _signature(event.id, body, settings, context)
+    headers += [(k, v.get_secret_value()) for k, v in settings.custom_headers.items()]
+    return Request("POST", url, tuple(headers), body)
 
 
 def _signature(
     message_id: str, body: bytes, settings: WebhooksSettings, context: Context
-) -> dict[str, str]:
+) -> tuple[tuple[str, str], ...]:
     timestamp = int(context.now.timestamp())
     ends = settings.previous_secret_expires_at
     previous = settings.previous_signing_secret if ends is None or context.now < ends else None
     signatures = [
         standard_webhook(message_id, timestamp, body, secret.get_secret_value())
         for secret in (settings.signing_secret, previous)
-        if secret
+        if secret is not None
     ]
-    return {
-        "webhook-id": message_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": " ".join(signatures),
-    }
+    return (
+        ("webhook-id", message_id),
+        ("webhook-timestamp", str(timestamp)),
+        ("webhook-signature", " ".join(signatures)),
+    )
 
 
 def _body(event: Event, settings: WebhooksSettings) -> dict[str, Json]:

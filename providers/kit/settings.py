@@ -68,13 +68,28 @@ class Generated:
     previous_ends: str
 
 
-class DeliverySettings(BaseModel):
+class _NumbersAreNumbers(BaseModel):
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is due: pydantic takes them for 1 and 0."""
+        if isinstance(value, bool) and info.field_name:
+            kind = str(cls.model_fields[info.field_name].annotation)
+            if "bool" not in kind and re.search(r"\b(int|float)\b", kind):
+                raise ValueError("must be a number, not true or false")
+        return value
+
+
+class DeliverySettings(_NumbersAreNumbers):
     """How patient the worker is with this integration; what is not set is the service's default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     retry_schedule: tuple[Annotated[float, Field(ge=0, le=86_400)], ...] | None = Field(
-        None, min_length=1, description="Seconds to wait after the first, second … failed round"
+        None,
+        min_length=1,
+        max_length=100,
+        description="Seconds to wait after the first, second … failed round",
     )
     retry_threshold: int | None = Field(
         None, ge=1, le=1000, description="Failed rounds in a row that suspend"
@@ -88,14 +103,18 @@ class DeliverySettings(BaseModel):
     event_attempts: int | None = Field(
         None, ge=1, le=1000, description="Attempts of an event that alone keeps failing"
     )
-    hold_seconds: int | None = Field(None, ge=1, description="How long an event may wait")
-    hold_events: int | None = Field(None, ge=1, description="How many may wait while suspended")
+    hold_seconds: int | None = Field(
+        None, ge=1, le=366 * 86_400, description="How long an event may wait"
+    )
+    hold_events: int | None = Field(
+        None, ge=1, le=100_000_000, description="How many may wait while suspended"
+    )
     concurrency: int | None = Field(
         None, ge=1, le=256, description="Requests in flight at once; the provider's own if not set"
     )
 
 
-class Settings(BaseModel):
+class Settings(_NumbersAreNumbers):
     """Settings every integration has; a provider's own model adds its sheet's keys.
 
     `events`: canonical names to send, absent = all. `event_names`: canonical → upstream's name,
@@ -122,16 +141,6 @@ class Settings(BaseModel):
     generated: ClassVar[Generated | None] = None  # shown to whoever's saving made it, once
     name_pattern: ClassVar[re.Pattern[str] | None] = None  # of the upstream's event names
     name_rule: ClassVar[str] = ""  # the same in words
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number is due: pydantic takes them for 1 and 0."""
-        if isinstance(value, bool) and info.field_name:
-            kind = str(cls.model_fields[info.field_name].annotation)
-            if "bool" not in kind and re.search(r"\b(int|float)\b", kind):
-                raise ValueError("must be a number, not true or false")
-        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -21,8 +21,9 @@ from providers.kit import (
     plan,
     read_settings,
 )
-from providers.webhooks import provider
+from providers.webhooks import OURS, provider
 from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
+from worker.transport import wire
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 PREVIOUS = "whsec_YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU="
@@ -246,6 +247,11 @@ def test_where_sandbox_events_go(change: dict[str, Any], url: str | None) -> Non
         ),
         ({"custom_headers": {"Webhook-Id": "x"}}, "custom_headers", "set by us"),
         ({"custom_headers": {"content-encoding": "x"}}, "custom_headers", "set by us"),
+        ({"custom_headers": {"Keep-Alive": "x"}}, "custom_headers", "set by us"),
+        ({"custom_headers": {"TE": "x"}}, "custom_headers", "set by us"),
+        ({"delivery": {"hold_seconds": 10**30}}, "delivery.hold_seconds", "31622400"),
+        ({"delivery": {"hold_events": 10**30}}, "delivery.hold_events", "100000000"),
+        ({"delivery": {"retry_threshold": True}}, "delivery.retry_threshold", "not true or false"),
         ({"custom_headers": {"X Y": "x"}}, "custom_headers", "letters, digits"),
         ({"custom_headers": {"X-Y": "x", "x-y": "y"}}, "custom_headers", "letter case"),
         ({"custom_headers": {"X-Y": "a\r\nb"}}, "custom_headers.X-Y", "line breaks"),
@@ -362,3 +368,8 @@ def test_check_sends_a_marked_test_event() -> None:
     assert (request.url, body["event_id"]) == (SETTINGS["url"], f"test_{NOW}")
     assert provider.check.read(Response(201)) == Delivered()
     assert provider.check.read(Response(401)) == Misconfigured("unauthorized")
+
+
+def test_a_header_that_may_be_set_may_be_sent() -> None:
+    names = {*wire._OURS, *wire._REFUSED}
+    assert [name for name in names if not OURS.fullmatch(name)] == []

@@ -166,6 +166,7 @@ class _Would(NamedTuple):
     integration: Integration
     settings: Settings
     made: dict[str, str]
+    before: Mapping[str, Any]  # as shown
 
 
 def save_settings(
@@ -183,7 +184,6 @@ def save_settings(
     A secret given as it is shown (`{"set": true, …}`) keeps its value. One that is ours to make and
     is not given keeps its value too, or is made.
     """
-    had = get(connection, integration_id, project_id).settings is not None
     would = with_settings(
         connection,
         integration_id,
@@ -193,12 +193,10 @@ def save_settings(
         project_id=project_id,
         for_update=True,
     )
-    return _keep(connection, would, actor, "integration.settings", {"set": had})
+    return _keep(connection, would, actor, "integration.settings")
 
 
-def _keep(
-    connection: Connection, would: _Would, actor: str, action: str, before: Mapping[str, Any]
-) -> Saved:
+def _keep(connection: Connection, would: _Would, actor: str, action: str) -> Saved:
     id_ = would.integration.id
     values = {"settings": would.integration.settings, "updated_at": now()}
     connection.execute(update(_T).where(_T.c.id == id_).values(values))
@@ -208,7 +206,7 @@ def _keep(
         action,
         project_id=would.integration.project_id,
         integration_id=id_,
-        before=before,
+        before=would.before,
         after=shown_settings(would.settings),
     )
     return Saved(get(connection, id_), would.made)
@@ -237,6 +235,7 @@ def roll_secret(
             "saved yet."
         )
     data = json.loads(keyring.decrypt(found.settings, integration_id))
+    before = _shown_before(found, data)
     old = data.pop(generated.key, None)
     data |= {generated.previous: None, generated.previous_ends: None}
     if old and keep:
@@ -244,7 +243,7 @@ def roll_secret(
         data |= {generated.previous: old, generated.previous_ends: ends}
     model, made = _made(found, data, {}, allow_private=True)
     found.settings = keyring.encrypt(json.dumps(data), integration_id)
-    return _keep(connection, _Would(found, model, made), actor, "integration.roll", {"set": True})
+    return _keep(connection, _Would(found, model, made, before), actor, "integration.roll")
 
 
 def with_settings(
@@ -267,9 +266,18 @@ def with_settings(
         if has_shown(data):
             raise
     merged = merge_shown(data, old)
+    before = _shown_before(found, old)
     model, made = _made(found, merged, old, allow_private=allow_private)
     found.settings = keyring.encrypt(json.dumps(merged), integration_id)
-    return _Would(found, model, made)
+    return _Would(found, model, made, before)
+
+
+def _shown_before(found: Integration, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the present settings as they are shown; of unreadable ones, that there are any."""
+    try:
+        return shown_settings(check_settings(found.slug, data, allow_private=True))
+    except Invalid:
+        return {"set": found.settings is not None}
 
 
 def _made(

@@ -107,7 +107,7 @@ def embedded_admin_key(data_dir: Path) -> str:
 
 def _made_once(path: Path, text: str) -> str:
     """Return what the file holds; where there is none, it is made with `text`, mode 0600."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
         fresh.touch(mode=0o600)

@@ -213,6 +213,10 @@ def test_settings_are_encrypted_and_audited_masked(engine: Engine, integration_i
         row = audit.list_rows(connection, integration_id=integration_id)[0]
     assert row.after is not None
     assert json.loads(row.after)["api_key"]["set"] is True
+    settings(engine, integration_id, {"api_key": "an0ther", "region": "us"})
+    with reading(engine) as connection:
+        later = audit.list_rows(connection, integration_id=integration_id)[0]
+    assert (json.loads(row.before or ""), later.before) == ({"set": False}, row.after)
     assert "s3cr3t" not in row.after
 
 

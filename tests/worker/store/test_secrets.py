@@ -73,6 +73,7 @@ def test_the_embedded_key_is_made_once_and_private(tmp_path: Path) -> None:
     first = embedded_key(folder)
     assert embedded_key(folder) == first
     assert stat.S_IMODE((folder / "secret.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [path.name for path in folder.iterdir()] == ["secret.key"]
     assert keyring_of(WorkerSettings(data_dir=folder)).newest == KeyRing.of(first).newest
     given = WorkerSettings.model_validate({"data_dir": folder, "secret_keys": NEW})
