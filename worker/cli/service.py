@@ -44,7 +44,7 @@ def up(
 
     signal.signal(signal.SIGTERM, _end)  # until the keeper watches
     folder = Path(os.environ.get("ONWARD_DATA_DIR", "var")).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_a_second(folder / STATE_FILE)
     (folder / STATE_FILE).unlink(missing_ok=True)
     port = _free(port)
