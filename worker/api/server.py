@@ -19,8 +19,10 @@ from worker.settings import InvalidEnvironment, WorkerSettings
 
 HEAD_SECONDS = 10  # from the first byte, or from connecting
 MESSAGE_SECONDS = 30  # from the end of the head; bodies that are read have 10 s of their own
+WRITE_SECONDS = 30  # how long an answer may wait for a client that does not read
 MAX_HEAD = 32 * 1024  # bytes
 MAX_EXCESS = 1024 * 1024  # bytes of a body that was answered already, before we hang up
+MAX_PIPELINED = 20  # requests behind one that is not answered yet; uvicorn keeps any number
 CONCURRENT = 1_000  # connections; beyond it requests are answered 503
 ADMIN_LENGTH = 20  # characters, outside of loopback
 SPARE = 100  # connections beyond that; then they are closed unheard
@@ -30,6 +32,7 @@ class Bounded(HttpToolsProtocol):
     """One connection. Its timer runs while a message is expected or unfinished."""
 
     timer: TimerHandle | None = None
+    stuck: TimerHandle | None = None  # runs while the client does not read
     head = 0  # bytes of the present head so far; -1: it is over
     excess = 0
 
@@ -44,7 +47,20 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_timer()
+        if self.stuck:
+            self.stuck.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read what is written already, but not for ever."""
+        super().pause_writing()
+        self.stuck = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        super().resume_writing()
+        if self.stuck:
+            self.stuck.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse; give up where a head becomes too large."""
@@ -53,7 +69,7 @@ class Bounded(HttpToolsProtocol):
         if self.head >= 0:
             self.head += len(data)
         super().data_received(data)
-        if self.head > MAX_HEAD and not self.transport.is_closing():
+        if self.head > MAX_HEAD:
             self._refuse(431, "The request's head is too large")
 
     @property
@@ -71,6 +87,9 @@ class Bounded(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD or self.parser.get_http_version() not in {"1.0", "1.1"}:
             raise ValueError("the head is too large, or HTTP/0.9")  # the parser's caller says 400
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise ValueError("more requests than answers")
         self.head, self.excess = -1, 0
         self._expect(MESSAGE_SECONDS)
         super().on_headers_complete()
@@ -117,6 +136,8 @@ class Bounded(HttpToolsProtocol):
             self.transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
+        if self.transport.is_closing():
+            return
         error = {"type": "request", "code": "invalid_request", "message": message}
         body = json.dumps({"error": error}).encode()
         headers = {
@@ -128,6 +149,7 @@ class Bounded(HttpToolsProtocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + body)
         self.transport.close()
+        self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
 
 def refuse_weak_key(settings: WorkerSettings, host: str) -> None:

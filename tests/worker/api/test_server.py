@@ -2,8 +2,9 @@
 
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any
 
@@ -22,9 +23,11 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 @contextmanager
-def serving(app: FastAPI, **options: Any) -> Iterator[Connect]:
+def serving(app: FastAPI, *, buffer: int = 0, **options: Any) -> Iterator[Connect]:
     server = make_server(app, 0, **options)
     listener = socket.create_server(("127.0.0.1", 0))
+    if buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     thread = Thread(target=server.run, args=([listener],))
     thread.start()
     made: list[socket.socket] = []
@@ -214,6 +217,25 @@ def test_a_message_that_never_ends_is_cut(app: FastAPI, monkeypatch: pytest.Monk
         connection = connect()
         connection.sendall(GET + b"Content-Length: 9\r\n\r\na")  # a body that no route reads
         assert until_close(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_do_not_pile_up_behind_answers(connect: Connect) -> None:
+    connection = connect()
+    with suppress(OSError):
+        for _ in range(50):
+            connection.sendall((GET + b"\r\n") * 1_000)
+    assert until_close(connection).count(b"HTTP/1.1 ") < 1_000
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "WRITE_SECONDS", QUICK)
+    with serving(app, buffer=4096) as connect:
+        connection = connect()
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+        time.sleep(10 * QUICK)
+        assert until_close(connection).count(b"HTTP/1.1 200 ") < 20
 
 
 def test_an_idle_connection_is_closed(app: FastAPI) -> None:
