@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from worker import replay, trial
 from worker.api.auth import Here, Operator, Principal, Services, principal_of_request
 from worker.api.body import Body, read_model
-from worker.api.errors import ApiError, invalid
+from worker.api.errors import invalid
 from worker.api.schemas import ID, LARGEST, WORD, schema_of
 from worker.api.v4 import IntegrationId
 from worker.directory import Integration, compile_integration
@@ -92,15 +92,12 @@ def send_test_event(integration_id: IntegrationId, who: Operator, here: Here) ->
 def check_settings(integration_id: IntegrationId, who: Operator, here: Here) -> dict[str, Any]:
     """Prove the saved settings by a call that leaves nothing at the provider.
 
-    Some providers have no such call: 422; send a test event.
+    Some providers have no such call: 404; send a test event.
     """
     shown = _tried(trial.send_check, "integration.check", integration_id, who, here)
     if shown is None:
-        raise ApiError(
-            422,
-            "logical",
-            "not_implemented",
-            "This provider has no harmless call to check settings by. Send a test event.",
+        raise NotFound(
+            "This provider has no harmless call to check settings by. Send a test event."
         )
     return {"object": "check", "integration_id": integration_id, **shown}
 

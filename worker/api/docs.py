@@ -92,8 +92,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         errors["404"] = "Unknown, deleted, or another project's"
     if (path, method) == ("/v4/integrations", "post"):
         errors["409"] = "The Idempotency-Key was used with another body"
-    if path.endswith(("/settings", "/check", "/roll")):
-        errors["422"] = "The stored settings can not be decrypted, or there is nothing of the kind"
+    if path.endswith(("/settings", "/roll")):
+        errors["422"] = "The stored settings can not be decrypted"
     answers |= {status: _error(status, text) for status, text in sorted(errors.items())}
 
 

@@ -20,7 +20,6 @@ from worker.store.errors import (
     Fault,
     Invalid,
     NotFound,
-    NothingToRoll,
     StoreError,
     UnreadableSettings,
 )
@@ -132,8 +131,6 @@ def api_error(error: Exception) -> ApiError:
             return storage_error(str(error))
         case RedisError():
             return storage_error("Redis can not be reached at the moment")
-        case NothingToRoll():
-            return ApiError(422, "logical", "not_implemented", str(error))
         case UnreadableSettings():
             return ApiError(422, "logical", "relation_not_found", str(error))
         case _:

@@ -23,10 +23,6 @@ class Invalid(StoreError, ValueError):
         super().__init__("; ".join(f"{field}: {text}" for field, text in faults))
 
 
-class NothingToRoll(StoreError):
-    """The integration has no secret that we made."""
-
-
 class UnreadableSettings(StoreError):
     """Encrypted settings can not be opened."""
 

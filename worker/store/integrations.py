@@ -21,7 +21,7 @@ from worker.store.checks import (
     shown_settings,
 )
 from worker.store.database import now
-from worker.store.errors import Invalid, NotFound, NothingToRoll, UnreadableSettings
+from worker.store.errors import Invalid, NotFound, UnreadableSettings
 from worker.store.models import Integration
 from worker.store.projects import random_text
 from worker.store.secrets import KeyRing, signing_secret
@@ -224,13 +224,13 @@ def roll_secret(
     """Make the secret that is ours to make anew; the present one signs too for `keep` from now.
 
     Raises:
-        NothingToRoll: there is none, or no settings yet.
-        NotFound, UnreadableSettings: as always.
+        NotFound: the integration, or there is no such secret or no settings yet.
+        UnreadableSettings: no key opens the settings.
     """
     found = _get(connection, integration_id, project_id, for_update=True)
     generated = provider_of(found.slug).settings.generated
     if generated is None or found.settings is None:
-        raise NothingToRoll(
+        raise NotFound(
             "There is no signing secret to roll: this provider has none, or its settings are not "
             "saved yet."
         )

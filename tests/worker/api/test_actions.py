@@ -132,8 +132,8 @@ def test_a_check_sends_no_event(project: Project, made: str) -> None:
 def test_not_every_provider_can_be_asked(project: Project) -> None:
     made = project.create(integration="posthog")["id"]
     answer = project("POST", f"{OPS}/integrations/{made}/check")
-    assert answer.status_code == 422
-    assert answer.json()["error"]["code"] == "not_implemented"
+    assert answer.status_code == 404
+    assert "Send a test event" in answer.json()["error"]["message"]
     url = f"{OPS}/integrations/{made}/settings?check=1"
     saved = project("PUT", url, {"project_api_key": "phc_" + "a" * 43, "region": "eu"})
     assert (saved.status_code, saved.json().get("check", "")) == (200, None), saved.text

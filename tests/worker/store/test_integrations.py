@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from worker.store import audit, notifications
 from worker.store.database import now, reading
-from worker.store.errors import Invalid, NotFound, NothingToRoll, UnreadableSettings
+from worker.store.errors import Invalid, NotFound, UnreadableSettings
 from worker.store.integrations import (
     Saved,
     config_rows,
@@ -308,7 +308,7 @@ def test_there_may_be_nothing_to_roll(
 ) -> None:
     settings(engine, integration_id, {"api_key": "k"})
     for id_ in (hook.id, integration_id):
-        with engine.begin() as connection, pytest.raises(NothingToRoll):
+        with engine.begin() as connection, pytest.raises(NotFound, match="no signing secret"):
             roll_secret(connection, id_, RING, keep=timedelta(0), actor="op")
 
 
