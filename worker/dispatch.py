@@ -107,7 +107,7 @@ class Dispatcher:
 
     def lane_written(self, pipeline: Pipeline) -> None:
         """Read on: what was put at the lane's end is there now."""
-        pipeline.exhausted = False
+        pipeline.grow()
         self.pump(pipeline)
 
     def overflow(self) -> None:
@@ -390,7 +390,7 @@ class Dispatcher:
     def grew(self, pipeline: Pipeline, count: int) -> None:
         """Take in what was put at the lane's end from outside: replayed dead letters."""
         pipeline.lane_len += count
-        pipeline.exhausted = False
+        pipeline.grow()
         self.pump(pipeline)
 
     def reconcile(self) -> None:
@@ -412,8 +412,11 @@ class Dispatcher:
                 self.queue_to_lane(pipeline)
 
     def _released(self, pipeline: Pipeline, before: Integration) -> None:
-        if before.epoch != pipeline.integration.epoch or before.active == 2:
-            pipeline.health = Health(probation=pipeline.integration.on_probation)
+        present = pipeline.integration
+        anew = before.epoch != present.epoch or before.active == 2
+        if anew:
+            pipeline.health = Health(probation=present.on_probation)
+        if anew or (pipeline.due and before.settings != present.settings):  # perhaps mended
             pipeline.due, pipeline.ramp = 0, FIRST_RAMP
             pipeline.probing = pipeline.lane_len > 0
             pipeline.rewind()

@@ -78,6 +78,7 @@ async def read(redis: Any, pipeline: Pipeline, now_ms: float) -> None:
     Entries that wait for themselves, and later ones of their users, are passed over.
     """
     keys, integration = pipeline.shard.keys, pipeline.integration
+    rewinds, growths = pipeline.rewinds, pipeline.growths
     lane = keys.lane(integration.id)
     until = pipeline.batch[0] if pipeline.batch else b"+"
     page = min(max(PAGE, integration.limits.events), LARGEST_PAGE)
@@ -105,7 +106,9 @@ async def read(redis: Any, pipeline: Pipeline, now_ms: float) -> None:
             continue
         pipeline.live.add(lane_id)
         pipeline.buffer.append(delivery)
-    if len(entries) < page:
+    if pipeline.rewinds != rewinds:  # meanwhile: it is read from its head again
+        return
+    if len(entries) < page and pipeline.growths == growths:
         pipeline.exhausted = True
     if entries:
         pipeline.cursor = b"(" + entries[-1][0]

@@ -115,6 +115,8 @@ class Pipeline:
     cursor: bytes = b"-"
     exhausted: bool = False  # nothing more to read until something changes
     passed_over: bool = False  # events behind the cursor wait for others
+    rewinds: int = 0  # with `growths`: what a reading that is under way does not know of
+    growths: int = 0
     reading: bool = False
     fared: float = 0.0  # store clock, ms: when others were last told that it delivers
     batch: tuple[bytes, int] | None = None  # last lane id and opening time of a whole batch
@@ -228,6 +230,12 @@ class Pipeline:
     def rewind(self) -> None:
         """Read the lane from its head next time."""
         self.cursor, self.exhausted, self.passed_over = b"-", False, False
+        self.rewinds += 1
+
+    def grow(self) -> None:
+        """Read on: something was put at the lane's end."""
+        self.exhausted = False
+        self.growths += 1
 
     def wait(self, lane_id: bytes, due: int, user: str) -> None:
         """Let one lane entry wait for itself; its user's later events wait with it."""

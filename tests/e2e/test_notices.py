@@ -12,6 +12,7 @@ from standardwebhooks import Webhook
 
 from tests.stack import PROJECT, Stack, eventually
 from worker.sample import events
+from worker.sandbox.upstreams import webhooks
 
 pytestmark = pytest.mark.processes
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -51,6 +52,26 @@ def receiver() -> Iterator[Receiver]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def test_what_is_mended_in_time_goes_on_at_once(tmp_path: Path, receiver: Receiver) -> None:
+    """New settings are tried now, and not when the present wait is over."""
+    environment = {
+        "ONWARD_NOTIFY_URL": f"http://127.0.0.1:{receiver.server_port}/",
+        "ONWARD_NOTIFY_SECRET": SECRET,
+        "ONWARD_RETRY_SCHEDULE": "0.2,0.2,3600",
+    }
+    with Stack(tmp_path / "stack", environment) as stack:
+        hook = stack.integration("webhooks", auth_token="wrong")
+        stack.worker()
+        stack.publish(events(20, project=PROJECT))
+        eventually(lambda: receiver.kinds() == ["nearing"], 60, "it is told")
+        assert stack.state(hook).active == 1
+
+        stack.settings_of(hook, dict(webhooks.upstream.settings))
+        eventually(lambda: receiver.kinds() == ["nearing", "recovered"], 60, "it is told")
+        eventually(stack.settled, 60)
+        assert stack.recorded(hook) == {"delivered": 20}
 
 
 def test_a_broken_pipeline_is_told_of_from_begin_to_end(tmp_path: Path, receiver: Receiver) -> None:
