@@ -33,10 +33,11 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-BUFFER = 4_096  # fresh deliveries in memory
+BUFFER = 2_048  # fresh deliveries in memory: eight windows, and few megabytes
 BREATH_SECONDS = 0.005
 FLUSH_SECONDS = 0.01
-TIMERS_SECONDS = 0.02
+REST_SECONDS = 0.04  # where nothing is under way: each look costs a quarter of a millisecond
+TIMERS_SECONDS = 0.05
 RENEW_SECONDS = 2.0
 BALANCE_SECONDS = 0.5
 LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
@@ -238,6 +239,8 @@ class Drain:
         await self.committer.flush(
             [shard for shard in self.shards.values() if shard.retry_at <= now]
         )
+        if not (self.dispatcher.requests or any(shard.dirty for shard in self.shards.values())):
+            await asyncio.sleep(REST_SECONDS)
 
     async def _leave(self) -> None:
         """Stop reading, let what is in flight land, hand the rest back, release the leases."""
