@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ class Proxy:
         self.delay = 0.0  # s, before each piece of an answer
         self.cut_after: int | None = None  # bytes of answers until the connection is reset
         self.play: Play | None = None  # answers new connections instead of the target
+        self.tls: ssl.SSLContext | None = None  # spoken with whoever connects, from `open` on
         self.accepted = 0  # connections so far
         self._streams: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -44,7 +46,7 @@ class Proxy:
 
     def open(self) -> None:
         """Listen, on the same port as before."""
-        start = asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**20)
+        start = asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**20, ssl=self.tls)
         self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result(10)
         self.port = self._server.sockets[0].getsockname()[1]
 

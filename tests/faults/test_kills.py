@@ -96,7 +96,7 @@ def test_leaving_while_an_upstream_hangs(scene: Make) -> None:
         worker = s.worker()
         s.fault("hang", slug="webhooks")
         s.send(300)
-        eventually(lambda: s.calls("hang") >= 16, why="many are in flight")
+        eventually(lambda: s.calls("hang") >= 5, why="as many as may be are in flight")
         began = monotonic()
         s.stop(worker, seconds=30)
         assert monotonic() - began < 30
