@@ -1,6 +1,6 @@
 """The console in a real browser, on a real service: what an operator does at night.
 
-Debian's Chromium, driven by Playwright; set ONWARD_TEST_PICTURES to a folder to get pictures.
+Debian's Chromium, driven by Playwright; set TEST_PICTURES to a folder to get pictures.
 """
 
 import json
@@ -134,7 +134,7 @@ def page(visit: Watched) -> Page:
 
 
 def picture(page: Page, name: str) -> None:
-    if folder := os.environ.get("ONWARD_TEST_PICTURES"):
+    if folder := os.environ.get("TEST_PICTURES"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 

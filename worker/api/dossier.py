@@ -28,6 +28,7 @@ REMEDIES = {
     "bad_request": "{title} does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }
+THEN = ", then activate"  # not where it is active
 AS_NAMED = "Put right what the message names, in the settings or at {title}, then activate."
 WAIT = "Nothing to do while it is tried again; if it stays, ask {title}'s status page."
 INCIDENT = "{title} fails for others, too. Nothing to do: it is tried again, and not suspended."
@@ -118,6 +119,7 @@ def _remedy(row: Integration, integration: directory.Integration, waiting: Waiti
         usual = AS_NAMED if row.active == 2 else WAIT
         text = REMEDIES.get(row.last_error_reason or "", usual)
     provider = integration.provider
+    text = text if row.active == 2 else text.replace(THEN, "")
     return text.format(title=provider.title, secrets=_secrets(provider, integration))
 
 
@@ -130,7 +132,7 @@ def _secrets(provider: Provider[Any], integration: directory.Integration) -> str
 
 
 def _is_secret(annotation: Any) -> bool:
-    return annotation is SecretStr or SecretStr in getattr(annotation, "__args__", ())
+    return annotation is SecretStr or any(map(_is_secret, getattr(annotation, "__args__", ())))
 
 
 def _next(row: Integration, integration: directory.Integration, waiting: Waiting | None) -> str:
@@ -144,11 +146,16 @@ def _next(row: Integration, integration: directory.Integration, waiting: Waiting
             "order once you have put right what is wrong and activate."
         ) + (f" The oldest is dropped at {until}." if until else "")
     if waiting and waiting.next_attempt_at:
+        told = f"Waiting events are tried at {waiting.next_attempt_at}."
+        if not waiting.failed_rounds or waiting.incident:
+            return told
         left = policy.thresholds.retry - waiting.failed_rounds
-        more = waiting.failed_rounds and not waiting.incident
-        return f"Waiting events are tried at {waiting.next_attempt_at}." + (
-            f" {left} more failed rounds suspend it." if more else ""
+        if waiting.refused_rounds:
+            left = min(left, policy.thresholds.credential - waiting.refused_rounds)
+        more = (
+            f"{left} more failed rounds suspend" if left > 1 else "One more failed round suspends"
         )
+        return f"{told} {more} it; new settings are tried at once."
     if row.settings is None:
         return "Active without settings: it is suspended at its first event. Save the settings."
     return "Delivering."

@@ -33,6 +33,7 @@ class Waiting:
     attempts: int
     expires_at: str | None
     failed_rounds: int
+    refused_rounds: int
     next_attempt_at: str | None
     incident: dict[str, int] | None
     request: str | None
@@ -60,10 +61,10 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
     pipe.xlen(keys.lane(id_))
     pipe.xrange(keys.lane(id_), count=1)
     pipe.zscore(keys.due, id_)
-    pipe.hget(keys.pipe(id_, integration.epoch), "failures")
+    pipe.hmget(keys.pipe(id_, integration.epoch), "failures", "refusals")
     pipe.hvals(incidents.key(integration.slug))
     pipe.time()
-    events, oldest, due, failures, fares, (now, _) = pipe.execute()
+    events, oldest, due, (failures, refusals), fares, (now, _) = pipe.execute()
     since, event, attempts = 0, None, 0
     if oldest:
         ((lane_id, fields),) = oldest
@@ -81,6 +82,7 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
         attempts=attempts,
         expires_at=_time(since + hold) if since and integration.active == 2 else None,
         failed_rounds=int(failures or 0),
+        refused_rounds=int(refusals or 0),
         next_attempt_at=_time(due) if due and events and integration.active == 1 else None,
         incident=asdict(incident) if incident else None,
         request=_request(event, integration, since) if event else None,

@@ -42,14 +42,19 @@ def list_integrations(
                 one.title,
                 one.slug,
                 one.platform,
-                STATES[one.active],
+                "failing" if _fails(one) else STATES[one.active],
                 moment(one.last_delivery_at) or "never",
-                one.last_error_message if one.active == 2 else "",
+                one.last_error_message if one.active == 2 or _fails(one) else "",
             )
             for one in found
         ],
         empty="No integrations. `onward integrations create` makes one.",
     )
+
+
+def _fails(one: "Integration") -> bool:
+    """Whether it is active and had errors since its last delivery."""
+    return one.active == 1 and one.delivery_error_count > 0
 
 
 @app.command(epilog="onward integrations show c9VdLs3H")
@@ -238,9 +243,30 @@ def activate(integration_id: Id, *, json: AsJson = False) -> None:
 
 
 @app.command(epilog="onward integrations pause c9VdLs3H")
-def pause(integration_id: Id, *, json: AsJson = False) -> None:
-    """Stop it: events are neither forwarded nor held."""
+def pause(
+    integration_id: Id,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Stop it: events are neither forwarded nor held, and those that wait are skipped."""
+    if not yes and sys.stdin.isatty() and (waiting := _waiting(integration_id)):
+        note(f"{waiting:,} events wait for it, and are skipped for good once it is paused.")
+        typer.confirm(f"Pause {integration_id}?", abort=True, err=True)
     _set_status(integration_id, 0, json=json)
+
+
+def _waiting(integration_id: str) -> int:
+    """Return how many events wait in its lane."""
+    from worker.state import Keys, shard_of  # noqa: PLC0415  quick --help
+    from worker.store.integrations import get  # noqa: PLC0415
+
+    settings = settings_here()
+    with looking(settings) as connection:
+        project = get(connection, integration_id).project_id
+    with redis_of(settings) as redis:
+        waiting: int = redis.xlen(Keys(shard_of(project, settings.shards)).lane(integration_id))
+    return waiting
 
 
 def _set_status(integration_id: str, status: int, *, json: bool) -> None:

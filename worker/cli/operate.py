@@ -176,10 +176,12 @@ def _audit_line(line: Any, name: Any) -> dict[str, Any]:
 
 
 def _print_audit(found: "Balance", lines: list[dict[str, Any]]) -> None:
-    columns = (
-        "integration", "title", "slug", "accepted", "waiting", "delivered", "skipped", "rejected",
-        "expired", "in_journal", "missing", "unrecorded",
-    )  # fmt: skip
+    columns = [
+        "integration", "title",
+        "accepted", "waiting", "delivered", "skipped", "rejected", "expired",
+    ]  # fmt: skip
+    rare = ("in_journal", "missing", "unrecorded")  # not shown where there is none
+    columns += [what for what in rare if any(line[what] for line in lines)]
     print_table(
         [column.replace("_", " ") for column in columns],
         [[_number(line[column]) for column in columns] for line in lines],

@@ -1,6 +1,7 @@
 """What commands print: data on stdout, everything else on stderr, and failures in one line."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -8,6 +9,9 @@ from typing import Annotated, Any
 import typer
 
 PIPED_WIDTH = 200  # columns of a table that no terminal bounds
+WHOLE = 16  # characters: such a column is not broken, but for people's own words
+WORDS = {"title", "name", "why"}
+_TIME = re.compile(r"\d{4}-(\d\d-\d\d)T(\d\d:\d\d:\d\d)Z")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 # Failures of what we depend on, by class name (importing them all would slow every command down).
@@ -98,21 +102,34 @@ def note(text: str) -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "None."
 ) -> None:
-    """Print a table that fits the width; `empty` where there are no rows."""
+    """Print a table that fits the width, with nothing cut off; `empty` where there are no rows.
+
+    On a terminal times are without their year.
+    """
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only where a table is shown
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if not cells:
         typer.echo(empty)
         return
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    if width is None:
+        cells = [[short(cell) for cell in row] for row in cells]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, values in zip(columns, zip(*cells, strict=True), strict=True):
+        whole = name not in WORDS and max(map(len, values)) <= WHOLE
+        table.add_column(name, overflow="fold", no_wrap=whole)
     for row in cells:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
+        table.add_row(*map(Text, row))
     Console(highlight=False, width=width).print(table)
+
+
+def short(text: str | None) -> str:
+    """Return a text with its times shortened: without their year, as nearly all are of today."""
+    return _TIME.sub(r"\1 \2Z", text or "")
 
 
 def print_markdown(text: str) -> None:

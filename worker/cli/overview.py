@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from worker.api.dossier import AS_NAMED, REMEDIES, WAIT
+from worker.api.dossier import AS_NAMED, REMEDIES, THEN, WAIT
 from worker.api.records import DeadLetterObject, DeliveryObject
 from worker.api.schemas import moment, title_of
-from worker.cli.output import print_table
+from worker.cli.output import print_table, short
 from worker.journal import Row
 from worker.status import Overview, Trouble
 from worker.why import Life, Place, time_of
@@ -69,7 +69,7 @@ def _advice(one: Trouble) -> str:
     remedy = REMEDIES.get(integration.last_error_reason or "", otherwise)
     remedy = remedy.format(title=title_of(integration.slug), secrets="see its settings")
     if integration.active == 1 and one.waiting:
-        return remedy
+        return remedy.replace(THEN, "")
     if integration.active == 1:
         return f"What was given up: onward deadletters list --integration {integration.id}"
     return (
@@ -104,15 +104,17 @@ def _parts(found: Overview) -> Iterator[RenderableType]:
 
 
 def _troubles(troubles: list[Trouble]) -> Table:
-    columns = ("integration", "since", "waiting", "next try", "message and what to do")
-    table = Table(*columns, box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("integration", "since", "waiting", "next try"):
+        table.add_column(column, overflow="fold", no_wrap=column != "integration")
+    table.add_column("message and what to do", overflow="fold", ratio=1)
     for one in troubles:
         integration = one.integration
         table.add_row(
-            Text(f"{integration.id} {integration.slug}\n{integration.title}"),
-            Text(moment(one.since) or ""),
+            Text(f"{integration.id}\n{integration.slug}\n{integration.title}"),
+            Text(short(moment(one.since))),
             Text(f"{one.waiting:,}"),
-            Text("held" if integration.active == 2 else moment(one.next_attempt) or ""),
+            Text("held" if integration.active == 2 else short(moment(one.next_attempt))),
             Text(f"{integration.last_error_message or ''}\n{_advice(one)}"),
         )
     return table

@@ -68,9 +68,10 @@ def up(
             "ONWARD_BROKER_URL": settings.broker_url,
             "ONWARD_DATABASE_URL": settings.database_url,
         }
-        for number in range(workers):
+        first = settings.metrics_port
+        metrics_ports = [_free(first + number) if first else 0 for number in range(workers)]
+        for number, metrics_port in enumerate(metrics_ports):
             parts.clean_metrics(folder / "metrics" / str(number))
-            metrics_port = settings.metrics_port + number if settings.metrics_port else 0
             keeper.add(
                 parts.Part(
                     f"worker-{number + 1}",
@@ -97,7 +98,7 @@ def up(
         )
         sample = _sample(settings) if sandbox else ""
         parts.wait_for_http(f"http://127.0.0.1:{port}/healthz")
-        _announce(settings, port, folder, sample)
+        _announce(settings, port, metrics_ports[0], folder, sample)
         keeper.watch()
     finally:
         typer.echo("Stopping …")
@@ -117,10 +118,8 @@ def _sample(settings: Any) -> str:
     return shown
 
 
-def _announce(settings: Any, port: int, folder: Path, sample: str) -> None:
-    metrics = (
-        f"http://127.0.0.1:{settings.metrics_port}/metrics" if settings.metrics_port else "off"
-    )
+def _announce(settings: Any, port: int, metrics_port: int, folder: Path, sample: str) -> None:
+    metrics = f"http://{settings.metrics_host}:{metrics_port}/metrics" if metrics_port else "off"
     if settings.allow_private_upstreams:
         typer.echo(
             "WARNING: ONWARD_ALLOW_PRIVATE_UPSTREAMS is on: customers' URLs may reach this "
@@ -202,7 +201,11 @@ def worker() -> None:
     for warning in check_redis(app.redis()):
         typer.echo(f"onward: Redis: {warning}", err=True)
     if settings.metrics_port:
-        metrics.serve(settings.metrics_port, settings.metrics_host)
+        try:
+            metrics.serve(settings.metrics_port, settings.metrics_host)
+        except OSError as error:  # what is not seen is still delivered
+            place = f"{settings.metrics_host}:{settings.metrics_port}"
+            typer.echo(f"onward: no metrics are shown at {place}: {error.strerror}", err=True)
     app.celery.worker_main(
         [
             "worker", "--pool", "prefork", "--concurrency", str(settings.concurrency + 1),

@@ -116,6 +116,7 @@ def test_the_dossier_tells_why(project: Project, app: FastAPI, engine: Engine) -
         "oldest_attempts": 3,
         "oldest_expires_at": "2026-06-04T11:20:36Z",
         "failed_rounds": 0,
+        "refused_rounds": 0,
         "next_attempt_at": None,
         "provider_incident": None,
     }
@@ -168,9 +169,11 @@ def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> No
     redis.zadd(keys.due, {made["id"]: 1780312900000})
     redis.hset(keys.pipe(made["id"], 0), "failures", 4)
     url = f"{OPS}/integrations/{made['id']}"
-    assert project("GET", url).json()["next"] == (
-        "Waiting events are tried at 2026-06-01T11:21:40Z. 6 more failed rounds suspend it."
-    )
+    tried = "Waiting events are tried at 2026-06-01T11:21:40Z."
+    anew = "it; new settings are tried at once."
+    assert project("GET", url).json()["next"] == f"{tried} 6 more failed rounds suspend {anew}"
+    redis.hset(keys.pipe(made["id"], 0), "refusals", 4)
+    assert project("GET", url).json()["next"] == f"{tried} One more failed round suspends {anew}"
     now = redis.time()[0] * 1000
     for n in range(6):
         redis.hset(incidents.key("amplitude"), f"i{n}", incidents.pack(Fare(f"p{n}", now, True)))
