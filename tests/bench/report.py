@@ -119,9 +119,9 @@ def page(found: Mapping[str, Mapping[str, Any]], *, quick: bool) -> str:
     told = results(found, quick=quick)
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     made_on = told["machine"]
+    where = f"{made_on['cores']} cores ({made_on['system']}; load at the end {made_on['load']})"
     lines = [
-        f"{told['date'][:10]}, {'a quick' if quick else 'a full'} run on {made_on['cores']} cores "
-        f"({made_on['system']}; load by others and us at the end: {made_on['load']}).",
+        f"{told['date'][:10]}, {'a quick' if quick else 'a full'} run on {where}.",
         f"Versions: {versions}.",
         "",
         "| what | measured | target | reached |",
