@@ -235,6 +235,10 @@ class Scene(Stack):
         before = self.arrived()
         eventually(lambda: self.arrived() >= before + more, seconds, "deliveries go on")
 
+    def reached(self, count: int, seconds: float = 60) -> None:
+        """Wait until `count` events have arrived in all."""
+        eventually(lambda: self.arrived() >= count, seconds, f"{count} have arrived")
+
     def published(self, more: int) -> None:
         """Wait until `more` events than now have been published."""
         before = len(self.sent[PROJECT])

@@ -157,12 +157,12 @@ def test_leaving_while_a_server_hangs(
         s.hook("a")
         worker = s.worker(ONWARD_DATABASE_URL=through, **s.behind(to_store))
         s.send(100)
-        s.moving(100 - s.arrived())
+        s.reached(100)
         link = to_database if what == "database" else to_store
         link.silent = True
         s.send(100)
         if what == "database":
-            s.moving(100)
+            s.reached(200)
         s.stop(worker, seconds=30)
         link.silent = False
         s.worker()

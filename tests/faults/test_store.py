@@ -196,7 +196,7 @@ def test_a_key_of_the_wrong_type(scene: Make) -> None:
         s.hook("a"), s.hook("b", other)
         s.worker()
         s.send(20), s.send(20, other)
-        s.moving(40 - s.arrived())
+        s.reached(40)
         eventually(s.settled)
         journal: Any = Keys(SHARD).journal
         s.redis.delete(journal)

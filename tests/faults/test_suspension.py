@@ -80,7 +80,7 @@ def test_paused_while_it_is_suspended(scene: Make) -> None:
         s.again(worker)
         before = s.arrived()
         s.send(50)
-        s.moving(50 - (s.arrived() - before))
+        s.reached(before + 50)
         s.check(flips=s.flips(), absent=s.balance().dropped.get("unrouted", 0))
 
 

@@ -37,7 +37,7 @@ def test_stranded_entries(scene: Make) -> None:
         s.redis.xgroup_create(Keys(SHARD).intake, GROUP, "0")
         s.redis.xreadgroup(GROUP, "gone", {Keys(SHARD).intake: ">"}, count=5)
         s.worker()
-        s.moving(20 - s.arrived())
+        s.reached(20)
         late = s.encoded(20)
         with s.redis.pipeline(transaction=True) as pipe:  # not to be read by the owner between
             for raw in late:

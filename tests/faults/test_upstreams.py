@@ -89,7 +89,7 @@ def test_no_connection(scene: Make) -> None:
         s.send(50)
         failing(s)
         s.no_faults()
-        s.moving(50 - (s.arrived() - 50))
+        s.reached(100)
         found = s.check(ordered=True)
         assert sum(accounts.count("delivered") for accounts in found.values()) == 100
 
@@ -102,7 +102,7 @@ def test_memory_is_bounded(scene: Make) -> None:
         (hook,) = [s.hook("a")]
         worker = s.worker(ONWARD_UPSTREAM=f"http://127.0.0.1:{link.port}")
         s.send(50)
-        s.moving(50 - s.arrived())
+        s.reached(50)
         before = sum(child.memory_info().rss for child in s.children(worker))
         link.play = says(head + b"\r\n", b"x" * 65_536, endless=True)
         link.reset()
