@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -122,10 +123,10 @@ _FIELDS = WorkerSettings.model_fields
 
 
 def _other_database(redis_url: str) -> str:
-    base, _, number = redis_url.rpartition("/")
-    if number.isdigit() and base.count("/") >= 2:
-        return f"{base}/{int(number) + 1}"
-    return redis_url.rstrip("/") + "/1"
+    """Return the URL of the next database of a server."""
+    url = urlsplit(redis_url)
+    number = url.path.strip("/")
+    return url._replace(path=f"/{int(number) + 1 if number.isdigit() else 1}").geturl()
 
 
 def load_settings(environment: Mapping[str, str] | None = None, **overrides: Any) -> WorkerSettings:

@@ -16,6 +16,7 @@ def test_the_environment_is_read_by_prefix() -> None:
         ({}, "redis://127.0.0.1:6379/1"),
         ({"ONWARD_REDIS_URL": "redis://r/4"}, "redis://r/5"),
         ({"ONWARD_REDIS_URL": "redis://r:7000"}, "redis://r:7000/1"),
+        ({"ONWARD_REDIS_URL": "rediss://r/0?ssl_ca_certs=/a/b"}, "rediss://r/1?ssl_ca_certs=/a/b"),
         ({"ONWARD_REDIS_URL": "redis://r", "ONWARD_BROKER_URL": "redis://b/2"}, "redis://b/2"),
     ],
 )
