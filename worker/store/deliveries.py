@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    null,
     or_,
     select,
     true,
@@ -206,7 +207,10 @@ def _add_tallies(connection: Connection, tallies: Mapping[tuple[str, str], int])
 
 
 def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
-    """Move what an operator sees of each integration; while suspended its last words stand."""
+    """Move what an operator sees of each integration; while suspended its last words stand.
+
+    A delivery since it was activated ends its probation, for whoever drains it next, too.
+    """
     if not health:
         return
     t = Integration.table()
@@ -228,6 +232,9 @@ def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
         .where(t.c.id == bindparam("of"))
         .values(
             last_delivery_at=func.coalesce(delivered_at, t.c.last_delivery_at),
+            probation_epoch=case(
+                (delivered_at > t.c.updated_at, null()), else_=t.c.probation_epoch
+            ),
             last_error_at=case((newer, error_at), else_=t.c.last_error_at),
             last_error_message=_if(newer, "message", t.c.last_error_message),
             last_error_reason=_if(newer, "reason", t.c.last_error_reason),

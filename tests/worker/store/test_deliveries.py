@@ -197,6 +197,23 @@ def test_while_suspended_the_words_of_the_suspension_stand(
     assert found.delivery_error_count == 1
 
 
+def test_a_delivery_since_its_activation_ends_the_probation(
+    engine: Engine, integration_id: str
+) -> None:
+    with engine.begin() as connection:
+        epoch = get(connection, integration_id).epoch
+        set_status(connection, integration_id, 1, "test")
+        assert suspend(connection, integration_id, epoch, message="no", reason="settings", at=AT)
+        activated = set_status(connection, integration_id, 1, "test")
+    assert activated.probation_epoch == activated.epoch
+    late = activated.updated_at - timedelta(seconds=1)
+    seen = note(engine, None, "1", integration_id, delivered=True, last_delivery_at=late)
+    assert seen.probation_epoch == seen.epoch, "it was in flight before"
+    after = activated.updated_at + timedelta(seconds=1)
+    seen = note(engine, "1", "2", integration_id, delivered=True, last_delivery_at=after)
+    assert seen.probation_epoch is None
+
+
 def test_health_does_not_move_updated_at(engine: Engine, integration_id: str) -> None:
     with reading(engine) as connection:
         before = get(connection, integration_id).updated_at
