@@ -4,7 +4,7 @@ Every process notes how its pipelines fare; who is about to count a failure look
 Operators are told once when an incident begins, and once when it is over.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -75,6 +75,14 @@ async def note(redis: Any, slug: str, integration_id: str, fare: Fare) -> list[F
     if old:
         await redis.hdel(key(slug), *old)
     return [other for name, other in fares.items() if name not in old]
+
+
+async def note_well(redis: Any, fares: Mapping[str, Mapping[str, Fare]]) -> None:
+    """Note how many pipelines fare, by slug and integration, and ask nothing."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for slug, theirs in fares.items():
+            pipe.hset(key(slug), mapping={name: pack(fare) for name, fare in theirs.items()})
+        await pipe.execute()
 
 
 def tell(redis: Any, engine: Engine, slugs: Sequence[str]) -> None:

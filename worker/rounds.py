@@ -1,5 +1,6 @@
 """What a round means for its pipeline: back off, wait for one event, pause, or suspend."""
 
+import asyncio
 import logging
 import random
 from dataclasses import replace
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
 HALF = 0.5  # of a threshold: operators are told
+WELL_SECONDS = 1.0
 MESSAGE_LENGTH = 1_000  # characters an operator is shown
 
 
@@ -38,6 +40,7 @@ class Rounds:
         self.clock = dispatcher.clock
         self.agenda = dispatcher.agenda
         self.jobs = dispatcher.jobs
+        self._well: dict[str, dict[str, incidents.Fare]] = {}  # by slug and integration
 
     def went_well(self, pipeline: Pipeline, round_: Round) -> None:
         """Take a round without a failure of the upstream; its events may have been rejected."""
@@ -71,7 +74,18 @@ class Rounds:
         pipeline.fared = now
         integration = pipeline.integration
         fare = incidents.Fare(integration.project_id, int(now), failing=False)
-        self.jobs.start(incidents.note(self.state.redis, integration.slug, integration.id, fare))
+        if not self._well:
+            self.jobs.start(self._tell_well())
+        self._well.setdefault(integration.slug, {})[integration.id] = fare
+
+    async def _tell_well(self) -> None:
+        """Tell of all that deliver, together: of ten thousand each by itself takes seconds."""
+        await asyncio.sleep(WELL_SECONDS)
+        well, self._well = self._well, {}
+        try:
+            await incidents.note_well(self.state.redis, well)
+        except RedisError as error:
+            log.warning("How pipelines fare could not be noted (%s)", error)
 
     def stumbled(self, pipeline: Pipeline, delivery: Delivery, landed: Landed) -> None:
         """Keep a delivery that is to be tried again, with what is done of it."""
