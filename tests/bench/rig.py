@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psutil
 import trustme
@@ -27,8 +27,9 @@ from worker.store.models import Delivery, Integration, Project
 from worker.store.secrets import keyring_of
 from worker.supervisor import Part, onward, valkey, wait_for_redis
 
+T = TypeVar("T")
 HOSTS = 51  # addresses the sink listens at
-PATIENCE = 30.0  # s without any progress
+PATIENCE = 120.0  # s without any progress
 SECRET = "whsec_b253YXJkLWJlbmNobWFyay1zaWduaW5nLXNlY3JldA=="
 
 
@@ -304,7 +305,7 @@ class Worker:
         for _ in range(30):
             before = self.rig.delivered()
             fill(self.rig.redis, source, len(projects), self.rig.settings.shards)
-            until(lambda: self.rig.waiting()["intake"] == 0, "the intake is read")
+            until(lambda: self.rig.unread() == 0, "the intake is read", PATIENCE)
             if self.rig.delivered() - before == len(projects):
                 return
             time.sleep(1)
@@ -324,16 +325,17 @@ def _cpu(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
         return 0.0
-    return float(times.user + times.system)
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def until(what: Callable[[], Any], why: str, seconds: float = 60.0) -> None:
-    """Wait until `what` is true."""
+def until(what: Callable[[], T], why: str, seconds: float = 60.0) -> T:
+    """Wait until `what` is true; return it."""
     deadline = time.monotonic() + seconds
-    while not what():
+    while not (found := what()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"never came true: {why}")
         time.sleep(0.02)
+    return found
 
 
 def progress(done: Callable[[], int], count: int) -> None:

@@ -208,9 +208,7 @@ def sizes(bench: Bench) -> Figures:
     intake, lane = _waiting_bytes(bench, count)
     redis = _spare(rig)
     _fill_journal(redis, count)
-    journal = int(redis.info("memory")["used_memory_dataset"])
-    redis.flushdb()
-    journal -= int(redis.info("memory")["used_memory_dataset"])
+    journal = sum(redis.memory_usage(key, samples=0) for key in redis.scan_iter())
     engine = make_engine(postgres_url())
     before = _table_bytes(engine)
     _recorded(rig, engine, count)
@@ -247,17 +245,15 @@ def _waiting_bytes(bench: Bench, count: int) -> tuple[float, float]:
     waiting = rig.redis.memory_usage(parked, samples=0)
     rig.redis.delete(parked)
     (project,) = rig.webhooks("held", 1, "dead")
+    others = set(rig.redis.scan_iter("onward:{*}:lane:*"))
 
-    def lanes() -> list[Any]:
-        return list(rig.redis.scan_iter(Keys(shard_of(project, rig.settings.shards)).lane("*")))
-
-    def known() -> bool:
+    def formed() -> set[bytes]:
         fill(rig.redis, Source([project]), 1, rig.settings.shards)
         time.sleep(0.5)
-        return bool(lanes())
+        mine = Keys(shard_of(project, rig.settings.shards)).lane("*")
+        return set(rig.redis.scan_iter(mine)) - others
 
-    until(known, "a lane forms")
-    (lane,) = lanes()
+    lane = until(formed, "a lane forms").pop()
     empty, entries = rig.redis.memory_usage(lane, samples=0), rig.redis.xlen(lane)
     lane_size = fill(rig.redis, Source([project]), count, rig.settings.shards)
     until(lambda: rig.redis.xlen(lane) == entries + count, "all is in the lane")
