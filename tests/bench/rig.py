@@ -76,7 +76,7 @@ class Rig:
 
     def __init__(self, folder: Path, database: str = "", **environment: str) -> None:
         self.folder = folder
-        self.redis_port, self.sink_port = free_port(), free_port()
+        self.redis_port, self.sink_port, self.tls_port = free_port(), free_port(), free_port()
         self.certificate = folder / "sink.pem"
         self.roots = folder / "roots.pem"
         self.environment = {
@@ -101,8 +101,8 @@ class Rig:
         (self.folder / "log").mkdir(parents=True)
         self._certify()
         self.start(self.store)
-        sink = [sys.executable, "-m", "tests.bench.sink", str(self.sink_port), str(HOSTS)]
-        self.start(Part("sink", [*sink, str(self.certificate)]))
+        sink = [sys.executable, "-m", "tests.bench.sink", str(self.sink_port), str(self.tls_port)]
+        self.start(Part("sink", [*sink, str(HOSTS), str(self.certificate)]))
         wait_for_redis(self.settings.redis_url)
         upgrade(self.settings.database_url)
         self.engine = make_engine(self.settings.database_url)
@@ -140,7 +140,7 @@ class Rig:
 
     def url(self, host: int = 0, path: str = "ok", *, tls: bool = False) -> str:
         """Return a URL at the sink."""
-        scheme, port = ("https", self.sink_port + 1) if tls else ("http", self.sink_port)
+        scheme, port = ("https", self.tls_port) if tls else ("http", self.sink_port)
         return f"{scheme}://127.0.0.{host % HOSTS + 1}:{port}/{path}"
 
     def seen(self, *, reset: bool = False) -> dict[str, Any]:

@@ -116,21 +116,21 @@ def latency(bench: Bench) -> Figures:
 
 def _at_rate(bench: Bench, projects: list[str], rate: float, share: float) -> Figures:
     seconds = bench.size(4, 8)
-    _loaded(bench, rate, seconds, projects)
+    _loaded(bench, seconds, (rate, projects))
     return {"share": share, "per_second": round(rate), **bench.rig.seen()["ms"]["ok"]}
 
 
-def _loaded(bench: Bench, rate: float, seconds: float, *groups: list[str]) -> None:
+def _loaded(bench: Bench, seconds: float, *groups: tuple[float, list[str]]) -> None:
     """Publish to groups of projects at a rate each, and wait until all is delivered or waits."""
     rig = bench.rig
     rig.seen(reset=True)
     loads = [
         load.start(rig.settings.redis_url, rig.settings.shards, rate, seconds, projects)
-        for projects in groups
+        for rate, projects in groups
     ]
     for publisher in loads:
         publisher.communicate()
-    until(lambda: rig.waiting()["intake"] == 0, "the intake is read")
+    until(lambda: rig.unread() == 0, "the intake is read")
 
 
 def idle(bench: Bench) -> Figures:
@@ -165,9 +165,10 @@ def neighbours(bench: Bench) -> Figures:
     time.sleep(3)  # they are known
     seconds = bench.size(6, 10)
     rate = 0.25 * (bench.found.get("single", {}).get("per_second") or 2_000)
-    _loaded(bench, rate, seconds, healthy)
+    _loaded(bench, seconds, (rate, healthy))
     before = bench.rig.seen()
-    _loaded(bench, rate, seconds, healthy, [*dead, *hanging])
+    bad = [*dead, *hanging]
+    _loaded(bench, seconds, (rate, healthy), (rate * len(bad) / len(healthy), bad))
     beside = bench.rig.seen()
     return {
         "healthy": before["ms"]["ok"],
@@ -184,9 +185,9 @@ def tenant(bench: Bench) -> Figures:
     seconds = bench.size(5, 8)
     most = bench.found.get("single", {}).get("per_second") or 2_000
     quiet = 0.15 * most
-    _loaded(bench, quiet, seconds, others)
+    _loaded(bench, seconds, (quiet, others))
     alone = bench.rig.seen()["ms"]["ok"]
-    _loaded(bench, quiet * 3, seconds, [*others, f"{noisy[0]}*100"])
+    _loaded(bench, seconds, (quiet * 3, [*others, f"{noisy[0]}*100"]))
     beside = bench.rig.seen()["ms"]["ok"]
     return {"alone": alone, "beside": beside, "ratio_p99": round(beside["p99"] / alone["p99"], 2)}
 
@@ -270,7 +271,8 @@ def pipelines(bench: Bench) -> Figures:
         measured = bench.drained(projects, max(count, 2 * number))
         points.append({"pipelines": number, **measured.summary()})
     ratio = round(points[-1]["cpu_us"] / points[0]["cpu_us"], 2)
-    return {"points": points, "ratio_cpu": ratio, "memory_mb": points[-1]["memory_mb"]}
+    memory = next(point["memory_mb"] for point in points if point["pipelines"] == 1_000)
+    return {"points": points, "ratio_cpu": ratio, "memory_mb": memory}
 
 
 def second(bench: Bench) -> Figures:

@@ -111,19 +111,17 @@ class Exchange(asyncio.BufferedProtocol):
         self.transport.write(head % len(body) + body)
 
 
-async def serve(port: int, hosts: int, certificate: Path | None) -> None:
-    """Listen on 127.0.0.1 and the next addresses at `port`; with TLS at the next port."""
+async def serve(port: int, tls_port: int, hosts: int, certificate: Path) -> None:
+    """Listen on 127.0.0.1 and the next addresses; whoever is answered finds both ports open."""
     loop = asyncio.get_running_loop()
     addresses = [f"127.0.0.{number + 1}" for number in range(hosts)]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    await loop.create_server(Exchange, addresses, tls_port, ssl=context, backlog=4096)
     await loop.create_server(Exchange, addresses, port, backlog=4096)
-    if certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        await loop.create_server(Exchange, addresses, port + 1, ssl=context, backlog=4096)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    _, port_, hosts_, *certificate_ = sys.argv
-    path_ = Path(certificate_[0]) if certificate_ else None
-    uvloop.run(serve(int(port_), int(hosts_), path_))
+    _, port_, tls_port_, hosts_, certificate_ = sys.argv
+    uvloop.run(serve(int(port_), int(tls_port_), int(hosts_), Path(certificate_)))
