@@ -74,7 +74,8 @@ class Committer:
         self.progressed = time.monotonic()
         for delivery, lane_id in zip(written.adding, added, strict=False):
             delivery.lane_id = lane_id
-            if delivery in delivery.pipeline.flying or delivery.landed is not None:
+            if delivery in delivery.pipeline.placing:
+                delivery.pipeline.placing.discard(delivery)
                 delivery.pipeline.live.add(lane_id)
         for callback in dict.fromkeys(written.after):
             callback()

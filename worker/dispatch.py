@@ -205,9 +205,11 @@ class Dispatcher:
         pipeline.reading = True
         keys, integration = pipeline.shard.keys, pipeline.integration
         try:
-            entries = await self.state.redis.xrange(
-                keys.lane(integration.id), count=integration.limits.events
-            )
+            with pipeline.looking():
+                entries = await self.state.redis.xrange(
+                    keys.lane(integration.id), count=integration.limits.events + len(pipeline.live)
+                )
+                entries = [entry for entry in entries if entry[0] not in pipeline.live]
         except RedisError as error:
             self._later(pipeline, error)
             return
@@ -215,6 +217,7 @@ class Dispatcher:
             pipeline.reading = False
         if not entries or pipeline.shard.lost:
             return
+        entries = entries[: integration.limits.events]
         opened = int(self.clock.now_ms())
         pipeline.due = 0
         last = entries[-1][0]
@@ -265,7 +268,7 @@ class Dispatcher:
         return True
 
     def _read_lane(self, pipeline: Pipeline) -> None:
-        if pipeline.reading:
+        if pipeline.reading or pipeline.placing:
             return
         pipeline.reading = True
         self.jobs.start(self._read(pipeline))

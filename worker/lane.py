@@ -1,7 +1,7 @@
 """What waits: reading a lane in order, letting it go, and dropping what is too old or too much."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -12,6 +12,7 @@ from worker.suspension import Health
 
 PAGE = 200  # entries read at a time, if a batch is not larger
 LARGEST_PAGE = 2_000
+_Read: TypeAlias = tuple[bytes, dict[bytes, bytes]]  # an entry of the lane: id, fields
 
 
 class Tried(msgspec.Struct, array_like=True):
@@ -77,19 +78,10 @@ async def read(redis: Any, pipeline: Pipeline, now_ms: float) -> None:
 
     Entries that wait for themselves, and later ones of their users, are passed over.
     """
-    keys, integration = pipeline.shard.keys, pipeline.integration
     rewinds, growths = pipeline.rewinds, pipeline.growths
-    lane = keys.lane(integration.id)
-    until = pipeline.batch[0] if pipeline.batch else b"+"
-    page = min(max(PAGE, integration.limits.events), LARGEST_PAGE)
-    entries = await redis.xrange(lane, min=pipeline.cursor, max=until, count=page)
-    found = [(lane_id, fields) for lane_id, fields in entries if lane_id not in pipeline.live]
-    remembered: list[bytes | None] = []
-    if found:
-        remembered = await redis.hmget(
-            keys.tries(integration.id), [lane_id for lane_id, _ in found]
-        )
-    for (lane_id, fields), raw in zip(found, remembered, strict=True):
+    page = min(max(PAGE, pipeline.integration.limits.events), LARGEST_PAGE)
+    entries, known = await _page(redis, pipeline, page)
+    for (lane_id, fields), raw in known:
         if lane_id in pipeline.waiting:
             due, _ = pipeline.waiting[lane_id]
             if due > now_ms:
@@ -106,12 +98,34 @@ async def read(redis: Any, pipeline: Pipeline, now_ms: float) -> None:
             continue
         pipeline.live.add(lane_id)
         pipeline.buffer.append(delivery)
-    if pipeline.rewinds != rewinds:  # meanwhile: it is read from its head again
+    if pipeline.rewinds != rewinds or pipeline.placing:  # meanwhile: it is read again
         return
     if len(entries) < page and pipeline.growths == growths:
         pipeline.exhausted = True
     if entries:
         pipeline.cursor = b"(" + entries[-1][0]
+
+
+async def _page(
+    redis: Any, pipeline: Pipeline, count: int
+) -> tuple[list[_Read], list[tuple[_Read, bytes | None]]]:
+    """Return the next entries of the lane, and those not in memory with what is kept of them.
+
+    None of these where some may be in flight: those that were sent and are being put there.
+    """
+    keys, integration = pipeline.shard.keys, pipeline.integration
+    until = pipeline.batch[0] if pipeline.batch else b"+"
+    with pipeline.looking():
+        entries: list[_Read] = await redis.xrange(
+            keys.lane(integration.id), min=pipeline.cursor, max=until, count=count
+        )
+        found = [entry for entry in entries if entry[0] not in pipeline.live]
+        if pipeline.placing or not found:
+            return entries, []
+        ids = [lane_id for lane_id, _ in found]
+        kept = await redis.hmget(keys.tries(integration.id), ids)
+        read_with = zip(found, kept, strict=True)
+        return entries, [(entry, raw) for entry, raw in read_with if entry[0] not in pipeline.live]
 
 
 def _delivery(
@@ -149,18 +163,19 @@ def event_of(raw: bytes, accepted_ms: int) -> Event:
 
 
 async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[Delivery]]:
-    """Yield pages of the lane from its head: what to drop when it is let go or too long."""
+    """Yield pages of the lane from its head: what to drop when it is let go or too long.
+
+    It ends where some that were sent are being put there: it is then asked for again.
+    """
     lane = pipeline.shard.keys.lane(pipeline.integration.id)
     cursor: bytes = b"-"
     left = most
     while left > 0:
-        entries = await redis.xrange(lane, min=cursor, max=b"+", count=min(PAGE, left))
-        if not entries:
+        with pipeline.looking():
+            entries = await redis.xrange(lane, min=cursor, max=b"+", count=min(PAGE, left))
+            ours = [entry for entry in entries if entry[0] not in pipeline.live]
+        if not entries or pipeline.placing:
             return
         left -= len(entries)
         cursor = b"(" + entries[-1][0]
-        yield [
-            _delivery(pipeline, lane_id, fields, None)
-            for lane_id, fields in entries
-            if lane_id not in pipeline.live
-        ]
+        yield [_delivery(pipeline, lane_id, fields, None) for lane_id, fields in ours]

@@ -4,6 +4,8 @@ No I/O: `drain.py` sends and commits, `lane.py` reads what waits in Redis.
 """
 
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -110,6 +112,9 @@ class Pipeline:
     suspended_epoch: int = -1
     lane_len: int = 0
     live: set[bytes] = field(default_factory=set)  # lane ids in memory, or not yet deleted there
+    gone: set[bytes] = field(default_factory=set)  # deleted, and a look under way may bring them
+    looks: int = 0  # at the lane, under way
+    placing: set[Delivery] = field(default_factory=set)  # sent, and their lane ids not yet known
     waiting: dict[bytes, tuple[int, str]] = field(default_factory=dict)  # lane id: (due, user)
     blocked: Counter[str] = field(default_factory=Counter)  # users with a waiting event
     cursor: bytes = b"-"
@@ -236,6 +241,28 @@ class Pipeline:
         """Read on: something was put at the lane's end."""
         self.exhausted = False
         self.growths += 1
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at the lane: what is deleted meanwhile is known until it is over.
+
+        Answers of a busy server may come in another order than they were given.
+        """
+        self.looks += 1
+        try:
+            yield
+        finally:
+            self.looks -= 1
+            if not self.looks:
+                self.live -= self.gone
+                self.gone.clear()
+
+    def deleted(self, lane_id: bytes) -> None:
+        """Forget an entry that is no longer in the lane."""
+        if self.looks:
+            self.gone.add(lane_id)
+        else:
+            self.live.discard(lane_id)
 
     def wait(self, lane_id: bytes, due: int, user: str) -> None:
         """Let one lane entry wait for itself; its user's later events wait with it."""

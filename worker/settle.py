@@ -91,7 +91,7 @@ def _leave_lane(pipeline: Pipeline, delivery: Delivery, lane_id: bytes) -> None:
         commands.append(("EMPTIED", keys.lane(integration.id), keys.due, integration.id))
         pipeline.due = 0
     pipeline.live.add(lane_id)  # not to be read again before it is gone there
-    pipeline.shard.after.append(lambda: pipeline.live.discard(lane_id))
+    pipeline.shard.after.append(lambda: pipeline.deleted(lane_id))
 
 
 def _learned(delivery: Delivery, outcome: Delivered, now: int) -> None:

@@ -120,6 +120,8 @@ class Shard:
         pipeline = delivery.pipeline
         delivery.lane_id = b""
         pipeline.lane_len += 1
+        if delivery in pipeline.flying or delivery.landed is not None:
+            pipeline.placing.add(delivery)
         self.adding.append(delivery)
         entry, delivery.entry = delivery.entry, None
         if entry is not None:

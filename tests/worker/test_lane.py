@@ -6,25 +6,29 @@ from typing import Any
 import pytest
 
 from tests.worker.test_pipeline import pipeline_of
-from worker.lane import read
-from worker.pipeline import Pipeline
+from worker.lane import event_of, head, read
+from worker.pipeline import Delivery, Pipeline
 from worker.state import Keys
 
 NOW = 1_767_350_500_000
+EVENT = (
+    b'{"id":"e","project_id":"p","event_name":"trial_started","platform":"iOS",'
+    b'"environment":"production","time":1767350415}'
+)
 
 
 class Changing:
     """A Redis whose lane has one entry, and that lets something happen while it is asked."""
 
-    def __init__(self, meanwhile: Callable[[], None]) -> None:
+    def __init__(
+        self, meanwhile: Callable[[], None], before: Callable[[], None] = lambda: None
+    ) -> None:
         self.meanwhile = meanwhile
+        self.before = before
 
     async def xrange(self, *_: Any, **__: Any) -> list[Any]:
-        event = (
-            b'{"id":"e","project_id":"p","event_name":"trial_started","platform":"iOS",'
-            b'"environment":"production","time":1767350415}'
-        )
-        return [(b"1-0", {b"e": event, b"t": b"1767350431000"})]
+        self.before()
+        return [(b"1-0", {b"e": EVENT, b"t": b"1767350431000"})]
 
     async def hmget(self, *_: Any) -> list[None]:
         self.meanwhile()
@@ -61,3 +65,32 @@ async def test_a_change_during_a_reading_is_not_lost(
     await read(Changing(lambda: change(pipeline)), pipeline, NOW)
     assert (pipeline.exhausted, pipeline.cursor) == (exhausted, cursor)
     assert [delivery.lane_id for delivery in pipeline.buffer] == [b"1-0"]
+
+
+def leaves(pipeline: Pipeline) -> None:
+    """Let the entry leave the lane; the answer that still has it comes later than that."""
+    pipeline.live.add(b"1-0")
+    pipeline.deleted(b"1-0")
+
+
+def is_placed(pipeline: Pipeline) -> None:
+    """Put a delivery there that is in flight, and whose place is not yet known."""
+    pipeline.placing.add(Delivery(event_of(EVENT, NOW), EVENT, pipeline, NOW))
+
+
+@pytest.mark.parametrize("change", [leaves, is_placed])
+async def test_what_was_delivered_meanwhile_or_is_in_flight_is_not_read(
+    change: Callable[[Pipeline], None],
+) -> None:
+    pipeline = waiting()
+    store = Changing(lambda: None, lambda: change(pipeline))
+    await read(store, pipeline, NOW)
+    assert not pipeline.buffer
+    assert [delivery async for page in head(store, pipeline, 1) for delivery in page] == []
+    assert pipeline.live == set(), "forgotten when the look is over"
+
+
+async def test_what_expires_during_a_reading_is_not_sent() -> None:
+    pipeline = waiting()
+    await read(Changing(lambda: pipeline.live.add(b"1-0")), pipeline, NOW)
+    assert not pipeline.buffer
