@@ -32,6 +32,8 @@ class Router:
         self.progressed = time.monotonic()
         read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
         for (shard, found), firsts in zip(read, await self._firsts(read), strict=True):
+            if shard.lost:  # while it was asked whether they are the first
+                continue
             for (entry_id, accepted, raw, event), first in zip(found, firsts, strict=True):
                 if not first:
                     metrics.event("duplicate")

@@ -8,6 +8,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from worker import lane
 from worker.journal import Row
 from worker.reader import READ, Reader
@@ -72,6 +74,10 @@ class Takeover:
                     pipeline = self.dispatcher.pipeline_of(shard, integration)
                     self.dispatcher.grew(pipeline, int(count))
 
+    def _ours(self, shard: Shard) -> bool:
+        """Whether to go on taking over: neither the lease is lost, nor must we leave."""
+        return not (shard.lost or self.stopping())
+
     async def _load(self, shard: Shard) -> None:
         """Read what is kept of a shard's unfinished entries and lanes."""
         keys, redis = shard.keys, self.state.redis
@@ -118,7 +124,7 @@ class Takeover:
         """Make the pending entries of dead owners ours, oldest first."""
         redis, keys = self.state.redis, shard.keys
         cursor: bytes | str = "0-0"
-        while not shard.lost:
+        while self._ours(shard):
             reply = await redis.xautoclaim(keys.intake, GROUP, self.token, 0, cursor, count=500)
             cursor, entries = reply[0], reply[1]
             if entries:
@@ -141,6 +147,8 @@ class Takeover:
                         await self.router.accept([(shard, found)])
             if cursor in (b"0-0", "0-0"):
                 break
+        if not self._ours(shard):
+            return
         marked = await redis.hkeys(keys.solo)
         if gone := [entry_id for entry_id in marked if not shard.knows(entry_id)]:
             shard.commands.append(("HDEL", keys.solo, *gone))  # finished just before a death
@@ -158,32 +166,48 @@ class Takeover:
         marks = await self.state.redis.hmget(shard.keys.solo, [entry_id for entry_id, _ in entries])
         group: list[Any] = []
         for entry, mark in zip(entries, marks, strict=True):
+            if not self._ours(shard):
+                return
             if mark is None:
                 group.append(entry)
             if group and (mark is not None or len(group) == SUSPECTS):
-                await self._try(shard, group)
+                await self._try(shard, group, 0)
                 group = []
             if mark is not None and int(mark) > SOLO_DEATHS:
                 self._poison(shard, *entry)
             elif mark is not None:
-                await self._try(shard, [entry])
-        if group:
-            await self._try(shard, group)
+                await self._try(shard, [entry], int(mark))
+        if group and self._ours(shard):
+            await self._try(shard, group, 0)
 
-    async def _try(self, shard: Shard, entries: list[Any]) -> None:
-        """Accept entries under a mark, for as long as it may take them to kill the process."""
+    async def _try(self, shard: Shard, entries: list[Any], deaths: int) -> None:
+        """Accept entries under a mark, for as long as it may take them to kill the process.
+
+        Who lives to see another end of it, a lost lease or a store that is away, has no reason to
+        suspect them: the mark says `deaths` again.
+        """
         ids = [entry_id for entry_id, _ in entries]
-        async with self.state.redis.pipeline(transaction=False) as pipe:
-            for entry_id in ids:
-                pipe.hincrby(shard.keys.solo, entry_id, 1)
-            await pipe.execute()
-        await self.router.accept([(shard, entries)])
-        until = time.monotonic() + SUSPECT_SECONDS
-        while time.monotonic() < until and not (self.stopping() or shard.lost):
-            if not any(entry_id in shard.entries for entry_id in ids):
-                break
-            await asyncio.sleep(LOOK_SECONDS)
+        try:
+            await self._mark(shard, ids, deaths + 1)
+            await self.router.accept([(shard, entries)])
+            until = time.monotonic() + SUSPECT_SECONDS
+            while time.monotonic() < until and self._ours(shard):
+                if not any(entry_id in shard.entries for entry_id in ids):
+                    break
+                await asyncio.sleep(LOOK_SECONDS)
+        except RedisError:
+            await self._mark(shard, ids, deaths)
+            raise
+        if shard.lost:
+            await self._mark(shard, ids, deaths)
         shard.commands.append(("HDEL", shard.keys.solo, *ids))
+
+    async def _mark(self, shard: Shard, ids: Sequence[bytes], deaths: int) -> None:
+        """Mark entries with a number, not by counting on: the client may send it twice."""
+        if deaths:
+            await self.state.redis.hset(shard.keys.solo, mapping=dict.fromkeys(ids, deaths))
+        else:
+            await self.state.redis.hdel(shard.keys.solo, *ids)
 
     def _poison(self, shard: Shard, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
         log.error("Entry %s of shard %d kills its process; set apart", entry_id, shard.keys.shard)

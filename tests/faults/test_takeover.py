@@ -88,6 +88,28 @@ def test_poison(scene: Make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row(36, "leases lost while suspects are tried: no innocent is set apart")
+def test_suspects_and_lost_leases(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        s.send(400)
+        intake = Keys(SHARD).intake
+        s.redis.xgroup_create(intake, GROUP, "0")
+        s.redis.xreadgroup(GROUP, "dead", {intake: ">"})
+        for _ in range(2):  # as if their owners had died
+            s.redis.xautoclaim(intake, GROUP, "dead", 0, count=400)
+        s.fault("slow", slug="webhooks", seconds=0.5)
+        s.begin()
+        for _ in range(5):
+            eventually(lambda: s.redis.exists(Keys(SHARD).solo), 60, "they are tried")
+            s.redis.delete(Keys(SHARD).lease)
+            eventually(lambda: s.redis.exists(Keys(SHARD).lease), 60, "somebody takes the shard")
+        s.no_faults()
+        s.check(duplicates=5 * WINDOW)
+        assert s.letters() == []
+
+
+@pytest.mark.slow
 @pytest.mark.row(38, "a worker's clock jumps an hour forth and back: due times are the store's")
 def test_a_clock_jumps(scene: Make, tmp_path: Path) -> None:
     with scene() as s:
