@@ -93,22 +93,20 @@ def notify(
 
 def _choose(project_id: str, url: str) -> tuple[str | None, str | None, bool]:
     """Keep a receiver and send it a test; return its host, its secret, and how that went."""
-    from base64 import b64encode  # noqa: PLC0415  quick --help
-    from secrets import token_bytes  # noqa: PLC0415
-    from urllib.parse import urlsplit  # noqa: PLC0415
+    from urllib.parse import urlsplit  # noqa: PLC0415  quick --help
 
     from worker.notify import is_slack, send  # noqa: PLC0415
     from worker.store.database import now  # noqa: PLC0415
     from worker.store.models import Notification  # noqa: PLC0415
     from worker.store.projects import Receiver, set_receiver  # noqa: PLC0415
-    from worker.store.secrets import keyring_of  # noqa: PLC0415
+    from worker.store.secrets import keyring_of, signing_secret  # noqa: PLC0415
     from worker.transport.guard import BlockedUrl, check_url  # noqa: PLC0415
 
     try:
         check_url(url, allow_private=True)  # who may type commands here says where notices go
     except BlockedUrl as error:
         raise Failure(f"--url will not do: {error}", code=2) from None
-    secret = None if is_slack(url) else f"whsec_{b64encode(token_bytes(32)).decode()}"
+    secret = None if is_slack(url) else signing_secret()
     receiver, settings = Receiver(url, secret), settings_here()
     with changing(settings) as connection:
         set_receiver(connection, project_id, receiver, keyring_of(settings), ACTOR)
