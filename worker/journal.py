@@ -93,5 +93,5 @@ def pack(page: Page) -> bytes:
 
 
 def unpack(raw: bytes) -> Page:
-    """Return the page; raise msgspec.DecodeError where it is none."""
+    """Return the page; raise msgspec.DecodeError or UnicodeDecodeError where it is none."""
     return _decoder.decode(raw)

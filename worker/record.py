@@ -27,7 +27,10 @@ from worker.store.deliveries import last_recorded, record_shards
 log = logging.getLogger(__name__)
 
 PAGES = 600  # journal entries a transaction, of all shards together
-SPOILT = (ResponseError, msgspec.DecodeError, DataError, IntegrityError, psycopg.DataError)
+SPOILT = (
+    ResponseError, msgspec.DecodeError, UnicodeDecodeError, DataError, IntegrityError,
+    psycopg.DataError,
+)  # fmt: skip
 
 
 class _Wanted(msgspec.Struct):

@@ -136,7 +136,7 @@ class Response(msgspec.Struct, frozen=True, dict=True):
         """The body as JSON, or None where it is not JSON."""
         try:
             return msgspec.json.decode(self.body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     @cached_property

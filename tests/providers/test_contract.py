@@ -218,6 +218,11 @@ def test_classify_answers_anything(
             assert reason == reason.lower()
 
 
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[" * 100_000, b'"\x80"', b'{"a": 1}}'])
+def test_an_answer_that_is_no_json_is_none(body: bytes) -> None:
+    assert Response(200, {}, body).json is None
+
+
 @every_provider
 def test_shows_no_secret(slug: str) -> None:
     provider = PROVIDERS[slug]
