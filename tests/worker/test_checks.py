@@ -15,7 +15,7 @@ pytestmark = pytest.mark.processes
 def _refusal(folder: Path, *options: str) -> str:
     port = free_port()
     server = valkey(folder, port)
-    server.command += options
+    server.command += [*options, "--cluster-port", str(free_port())]  # else 10,000 more: too high?
     (folder / "log").mkdir(parents=True, exist_ok=True)
     server.start(folder / "log" / "valkey.log")
     assert server.process is not None
