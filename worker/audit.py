@@ -95,10 +95,10 @@ def balance(redis: Any, engine: Engine, shards: int) -> Balance:
 def _read(redis: Any, engine: Engine, shards: int) -> Balance:
     with reading(engine) as connection:
         recorded = list_tallies(connection)
-        marks = {number: last_recorded(connection, number) for number in range(shards)}
+        marks = last_recorded(connection, range(shards))
     found = Balance(intake=redis.xlen(UNSHARDED))
     for number in range(shards):
-        _read_shard(redis, Keys(number), marks[number], recorded, found)
+        _read_shard(redis, Keys(number), marks.get(number), recorded, found)
     seen = {line.integration_id for line in found.lines}
     for integration in sorted({name for name, _ in recorded} - seen):  # Redis was emptied
         found.lines.append(Line(integration, {}, 0, _counts(recorded, integration), {}))

@@ -6,7 +6,10 @@ PAGE = b"p"  # the journal entry's one field
 
 
 class Row(msgspec.Struct, array_like=True):
-    """One event x integration that came to its end. Times are ms of the store's clock."""
+    """One event x integration that came to its end, in the order of the table's columns.
+
+    Times are ms of the store's clock.
+    """
 
     integration_id: str
     project_id: str

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
 from worker import metrics, traces
-from worker.journal import PAGE, Page, unpack
+from worker.journal import PAGE, Page, Row, unpack
 from worker.registry import all_providers
 from worker.state import RECORDING, RECORDING_MS, Keys
 from worker.store import integrations
@@ -62,33 +62,40 @@ def record(redis: Any, engine: Engine, shards: int) -> int:
 
 
 def _record_all(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
-    written = 0
-    while rows := _record_some(redis, engine, shards):
+    written, more = 0, True
+    while more:
+        rows, more = _record_some(redis, engine, shards)
         written += rows
         redis.pexpire(RECORDING, RECORDING_MS)
     return written
 
 
-def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
-    """Record the heads of the journals that hold something; return how many rows that was."""
+def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[int, bool]:
+    """Record the heads of the journals that hold something.
+
+    Returns how many rows that was, and whether some journal's head was not all of it: what comes
+    meanwhile is for the next time, for a few rows by themselves cost many times as much each.
+    """
     lengths = _each(redis, shards, lambda pipe, keys: pipe.xlen(keys.journal))
     filled = [keys for keys, length in zip(shards, lengths, strict=True) if length]
     if not filled:
-        return 0
+        return 0, False
     with reading(engine) as connection:
-        before = {keys.shard: last_recorded(connection, keys.shard) for keys in filled}
+        before = last_recorded(connection, [keys.shard for keys in filled])
     _trim(redis, filled, before)
     most = max(PAGES // len(filled), 1)
     heads = _each(
         redis,
         filled,
-        lambda pipe, keys: pipe.xrange(keys.journal, min=_after(before[keys.shard]), count=most),
+        lambda pipe, keys: pipe.xrange(
+            keys.journal, min=_after(before.get(keys.shard)), count=most
+        ),
     )
     last = {k.shard: head[-1][0].decode() for k, head in zip(filled, heads, strict=True) if head}
     page = _joined([unpack(fields[PAGE]) for head in heads for _, fields in head])
     if not last or not record_shards(
         engine,
-        [(shard, before[shard], until) for shard, until in last.items()],
+        [(shard, before.get(shard), until) for shard, until in last.items()],
         deliveries=[_delivery(row) for row in page.rows],
         dead_letters=[_letter(letter) for letter in page.letters],
         tallies=tallies_of(page),
@@ -96,13 +103,13 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
         learned=[_learned(item) for item in page.learned],
         nearing=[msgspec.structs.asdict(one) | {"at": _time(one.at)} for one in page.nearing],
     ):
-        return 0  # another recorder was there first
+        return 0, False  # another recorder was there first
     _trim(redis, filled, last)
     if traces.on:
         traces.on.recorded(page.rows)
     metrics.RECORDED.labels("deliveries").inc(len(page.rows))
     metrics.RECORDED.labels("dead_letters").inc(len(page.letters))
-    return max(len(page.rows) + len(page.letters), 1)
+    return len(page.rows) + len(page.letters), any(len(head) == most for head in heads)
 
 
 def _each(redis: Any, shards: Sequence[Keys], ask: Callable[[Any, Keys], Any]) -> list[Any]:
@@ -113,8 +120,8 @@ def _each(redis: Any, shards: Sequence[Keys], ask: Callable[[Any, Keys], Any]) -
     return list(pipe.execute())
 
 
-def _trim(redis: Any, shards: Sequence[Keys], recorded: Mapping[int, str | None]) -> None:
-    """Drop from each journal what is recorded: up to an id, nothing where that is None."""
+def _trim(redis: Any, shards: Sequence[Keys], recorded: Mapping[int, str]) -> None:
+    """Drop from each journal what is recorded, if anything is."""
     pipe = redis.pipeline(transaction=False)
     for keys in shards:
         if last := recorded.get(keys.shard):
@@ -158,10 +165,9 @@ def _time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _delivery(row: Any) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(row)
-    fields["accepted_at"], fields["finished_at"] = _time(row.accepted_at), _time(row.finished_at)
-    return fields
+def _delivery(row: Row) -> tuple[Any, ...]:
+    *fields, accepted, finished, entry_id = msgspec.structs.astuple(row)
+    return *fields, _time(accepted), _time(finished), entry_id
 
 
 def _letter(letter: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The balance: every accepted event x integration in one place, or the difference told."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -126,11 +127,11 @@ def test_a_commit_between_two_readings_is_not_taken_for_loss(
     tally(events_redis, accepted=1, delivered=1)
     journal(events_redis, row("1"), accepted=1)
 
-    def recorded_meanwhile(connection: Any, shard: int) -> str | None:
-        mark = last_recorded(connection, shard)
+    def recorded_meanwhile(connection: Any, shards: Sequence[int]) -> dict[int, str]:
+        marks = last_recorded(connection, shards)
         monkeypatch.setattr("worker.audit.last_recorded", last_recorded)
         record(events_redis, empty_database, SHARDS)
-        return mark
+        return marks
 
     monkeypatch.setattr("worker.audit.last_recorded", recorded_meanwhile)
     assert balance(events_redis, empty_database, SHARDS).unaccounted == 0

@@ -5,14 +5,16 @@ is recorded once however often it is tried, and by however many recorders.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeAlias
 
 import psycopg
 from sqlalchemy import (
     JSON,
     Boolean,
+    Column,
     Connection,
     Engine,
     Integer,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     update,
 )
 
@@ -74,7 +77,7 @@ def record_rows(
     return record_shards(
         engine,
         [(shard, last_id_before, last_id)],
-        deliveries=deliveries,
+        deliveries=_in_order(_T, deliveries),
         dead_letters=dead_letters,
         tallies=tallies,
         health=health,
@@ -86,7 +89,7 @@ def record_shards(
     engine: Engine,
     marks: Sequence[Mark],
     *,
-    deliveries: Sequence[Fields] = (),
+    deliveries: Sequence[Sequence[Any]] = (),
     dead_letters: Sequence[Fields] = (),
     tallies: Mapping[tuple[str, str], int] | None = None,
     health: Mapping[str, Fields] | None = None,
@@ -95,15 +98,16 @@ def record_shards(
 ) -> bool:
     """Write what the journals of several shards hold, all of it or nothing; see `record_rows`.
 
+    `deliveries` are in the order of the table's columns after its id, as `journal.Row` is.
     `nearing`: integrations (`integration_id`, `at`, `used`, `message`) that near a suspension; an
     integration's operator is told of it once an hour.
     """
     with engine.connect() as connection, connection.begin() as transaction:
-        if not all(_move_mark(connection, *mark) for mark in sorted(marks)):
+        if not _move_marks(connection, marks):
             transaction.rollback()
             return False
         _write(connection, _T, deliveries)
-        _write(connection, _LETTERS, [_storable(letter) for letter in dead_letters])
+        _write(connection, _LETTERS, _in_order(_LETTERS, map(_storable, dead_letters)))
         _add_tallies(connection, tallies or {})
         _note_health(connection, health or {})
         _keep_attributions(connection, learned)
@@ -119,63 +123,66 @@ def record_shards(
     return True
 
 
-def last_recorded(connection: Connection, shard: int) -> str | None:
-    """Return the journal id up to which a shard is recorded; None: nothing yet."""
+def last_recorded(connection: Connection, shards: Sequence[int]) -> dict[int, str]:
+    """Return the journal ids up to which shards are recorded, of those that are at all."""
     mark = JournalMark.table()
-    return connection.execute(select(mark.c.last_id).where(mark.c.shard == shard)).scalar()
+    query = select(mark.c.shard, mark.c.last_id).where(mark.c.shard.in_(shards))
+    return {row.shard: row.last_id for row in connection.execute(query)}
 
 
-def _move_mark(connection: Connection, shard: int, before: str | None, to: str) -> bool:
+def _move_marks(connection: Connection, marks: Sequence[Mark]) -> bool:
+    """Move the marks of all shards from where they are said to be; False where one is elsewhere."""
     mark = JournalMark.table()
-    moved = connection.execute(
-        update(mark).where(mark.c.shard == shard, mark.c.last_id == before).values(last_id=to)
-    )
-    if moved.rowcount == 1:
-        return True
-    first = upserting(connection, mark).values(shard=shard, last_id=to).on_conflict_do_nothing()
-    return connection.execute(first.returning(mark.c.shard)).first() is not None
+    first = [{"shard": shard, "last_id": to} for shard, before, to in sorted(marks) if not before]
+    moving = [(shard, before, to) for shard, before, to in sorted(marks) if before]
+    moved = 0
+    if first:
+        new = upserting(connection, mark).values(first).on_conflict_do_nothing()
+        moved += len(connection.execute(new.returning(mark.c.shard)).all())
+    if moving:
+        places = tuple_(mark.c.shard, mark.c.last_id).in_([(n, before) for n, before, _ in moving])
+        to = case({shard: to for shard, _, to in moving}, value=mark.c.shard)
+        moved += connection.execute(update(mark).where(places).values(last_id=to)).rowcount
+    return moved == len(marks)
 
 
-def _write(connection: Connection, table: Table, rows: Sequence[Fields]) -> None:
+def _in_order(table: Table, rows: Iterable[Fields]) -> list[tuple[Any, ...]]:
+    """Return rows as tuples of the table's columns after its id; what is absent is null."""
+    names = [column.name for column in table.columns if column.name != "id"]
+    absent: Fields = dict.fromkeys(names) | {"attempts": 0}
+    return [tuple(map({**absent, **row}.__getitem__, names)) for row in rows]
+
+
+def _write(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) -> None:
     """Write rows: with COPY, a fraction of what any INSERT costs, or as the driver's own rows."""
     if not rows:
         return
     columns = [column for column in table.columns if column.name != "id"]
-    names = [column.name for column in columns]
-    absent: Fields = dict.fromkeys(names) | {"attempts": 0}
-    values = [[*map(({**absent, **row}).__getitem__, names)] for row in rows]
-    for index, column in enumerate(columns):
-        is_json = isinstance(column.type, JSON)
-        _convert(
-            values, index, _dumped if is_json else column.type.bind_processor(connection.dialect)
-        )
+    names = ", ".join(column.name for column in columns)
+    values = list(
+        zip(*map(partial(_stored, connection), columns, zip(*rows, strict=True)), strict=True)
+    )
     if connection.dialect.name != "postgresql":
-        marks = ", ".join("?" * len(names))
-        head = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608  our own names
-        connection.exec_driver_sql(head, [tuple(row) for row in values])
+        marks = ", ".join("?" * len(columns))
+        head = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  our own names
+        connection.exec_driver_sql(head, values)
         return
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101  make_engine knows no other
-    head = f"COPY {table.name} ({', '.join(names)}) FROM STDIN"
-    with driver.cursor() as cursor, cursor.copy(head) as copy:
+    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
         for row in values:
             copy.write_row(row)
 
 
-def _dumped(value: Any) -> str | None:
-    return None if value is None else json.dumps(value)
-
-
-def _convert(rows: list[list[Any]], index: int, convert: Callable[[Any], Any] | None) -> None:
-    """Make of one column's values what the driver takes; the same often follows itself."""
+def _stored(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
+    """Return a column's values as the driver takes them; the same often come again."""
+    if isinstance(column.type, JSON):
+        return [None if value is None else json.dumps(value) for value in values]
+    convert = column.type.bind_processor(connection.dialect)
     if convert is None:
-        return
-    last = converted = None
-    for row in rows:
-        value = row[index]
-        if value is not last:
-            last, converted = value, convert(value)
-        row[index] = converted
+        return values
+    converted = {value: convert(value) for value in set(values)}
+    return [converted[value] for value in values]
 
 
 def _storable(letter: Fields) -> dict[str, Any]:
