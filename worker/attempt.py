@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import perf_counter, time_ns
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
@@ -21,6 +21,7 @@ from providers.kit import (
     Response,
     Retry,
     Split,
+    Verdict,
     plan,
 )
 from worker import metrics, traces
@@ -28,6 +29,8 @@ from worker.directory import Integration
 from worker.pipeline import Landed
 from worker.transport import Transport, TransportError
 from worker.verdict import outcomes_of
+
+Came: TypeAlias = tuple[Response | None, Verdict]
 
 AT_ONCE = timedelta(0)
 PASSES = 4  # resending "the others, at once" more often is the pipeline's business
@@ -87,6 +90,7 @@ class Attempt:
     context: Context
     events: Sequence[Event]
     steps: list[int]  # first step not yet delivered, by position
+    came: Came | None = None  # of its first request, which was sent already
     report: Report = field(init=False)
 
     async def run(self) -> Report:
@@ -182,27 +186,17 @@ class Attempt:
 
     async def _request(self, request: Request, count: int) -> list[Landed]:
         integration = self.integration
-        began = perf_counter()
-        try:
-            response = await self.transport.send(
-                request,
-                pool=integration.id,
-                timeout=integration.timeout,
-            )
-        except TransportError as error:
-            outcome = transport_outcome(error)
-            metrics.attempt(integration.slug, outcome, perf_counter() - began)
-            if not request.optional:
-                self.report.blame(outcome)
-            return [self._landed(request, None, outcome, alone=False)] * count
-        verdict = integration.provider.classify(request, response, integration.settings)
-        metrics.attempt(integration.slug, verdict, perf_counter() - began)
+        came, self.came = self.came, None
+        response, verdict = came or await exchange(integration, self.transport, request)
+        whole = verdict.rest if isinstance(verdict, Partial) else verdict
+        if not request.optional:
+            self.report.blame(whole)
+        if response is None:
+            return [self._landed(request, None, whole, alone=False)] * count
         if request.optional:
             return [Landed(Delivered(), step=request.step)] * count
         if isinstance(verdict, Delivered) and not verdict.message:
             return [Landed(verdict, step=request.step, status=response.status)] * count
-        whole = verdict.rest if isinstance(verdict, Partial) else verdict
-        self.report.blame(whole)
         named: Mapping[int, Any] = verdict.named if isinstance(verdict, Partial) else {}
         return [
             self._landed(request, response, outcome, alone=index in named)
@@ -227,6 +221,20 @@ class Attempt:
             if keep and response
             else None,
         )
+
+
+async def exchange(integration: Integration, transport: Transport, request: Request) -> Came:
+    """Send a request once; return its answer, None where none came, and what that means."""
+    began = perf_counter()
+    response: Response | None = None
+    try:
+        response = await transport.send(request, pool=integration.id, timeout=integration.timeout)
+    except TransportError as error:
+        verdict: Verdict = transport_outcome(error)
+    else:
+        verdict = integration.provider.classify(request, response, integration.settings)
+    metrics.attempt(integration.slug, verdict, perf_counter() - began)
+    return response, verdict
 
 
 def all_delivered(landed: Sequence[Landed | None]) -> bool:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -54,16 +54,18 @@ class Integration:
     fault: str
     mask: Mask
     version: tuple[Any, ...]
+    ordered: bool = field(init=False)  # events of one user keep their order
+    through_lane: bool = field(init=False)  # they gather there even when all is well: buckets
+    one_each: bool = field(init=False)  # a request an event, and nothing to be known before it
 
-    @property
-    def ordered(self) -> bool:
-        """Whether events of one user keep their order."""
-        return self.settings is None or self.settings.ordering == "on"
-
-    @property
-    def through_lane(self) -> bool:
-        """Whether its events gather in the lane even when all is well: buckets."""
-        return self.limits.linger > LONG_LINGER
+    def __post_init__(self) -> None:
+        limits, provider = self.limits, self.provider
+        asks = provider.token or provider.needs_attribution or self.slug == "searchads"
+        one_each = limits.events == 1 and not (asks or limits.whole_batches)
+        ordered = self.settings is None or self.settings.ordering == "on"
+        object.__setattr__(self, "ordered", ordered)
+        object.__setattr__(self, "through_lane", limits.linger > LONG_LINGER)
+        object.__setattr__(self, "one_each", one_each)
 
 
 class Directory:

@@ -17,10 +17,11 @@ from providers.kit import (
     Delivered,
     Event,
     Rejected,
+    Request,
     Retry,
     Skipped,
 )
-from worker import lane
+from worker import lane, traces
 from worker.agenda import Agenda, Jobs
 from worker.attempt import Report, all_delivered
 from worker.clock import StoreClock
@@ -37,6 +38,7 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
+TAKEN = Round(delivered=1)
 AGAIN_MS = 500  # after trouble of our own
 UNEVEN = 1.5  # times the mean: that queue goes to its lane when reading has no room
 
@@ -64,7 +66,8 @@ class Dispatcher:
         self.jobs = Jobs()
         self.rounds = Rounds(self)
         self._active: set[Pipeline] = set()
-        self._ready: deque[tuple[Pipeline, list[Delivery]]] = deque()
+        self._ready: deque[tuple[Pipeline, list[Delivery], Request | None]] = deque()
+        self._offered: dict[Pipeline, None] = {}
         self._landing = False
 
     # --- events come in ---------------------------------------------------------------------
@@ -96,7 +99,14 @@ class Dispatcher:
             pipeline.push(delivery)
             self.unsent += 1
             if not pipeline.lingering or pipeline.size >= integration.limits.events:
-                self.pump(pipeline)
+                self._offered[pipeline] = None
+
+    def offered(self) -> None:
+        """Start what was offered since the last time: of each pipeline together."""
+        while self._offered:
+            pipeline = next(iter(self._offered))
+            del self._offered[pipeline]
+            self.pump(pipeline)
 
     def _join_lane(self, pipeline: Pipeline, delivery: Delivery) -> None:
         if pipeline.integration.through_lane and not pipeline.due and not pipeline.held:
@@ -161,15 +171,27 @@ class Dispatcher:
 
     def _send(self, pipeline: Pipeline) -> None:
         """Start requests while there is room and something to send."""
-        limits = pipeline.integration.limits
+        integration = pipeline.integration
+        limits = integration.limits
         self._active.add(pipeline)
-        for _ in range(self._allowed(pipeline) - pipeline.requests):
-            if self.requests >= self.settings.window:
+        while (room := self._allowed(pipeline) - pipeline.requests) > 0:
+            left = self.settings.window - self.requests
+            if left <= 0:
                 self._starved.append(pipeline)
                 return
             if self._unread(pipeline) and (limits.whole_batches or not pipeline.buffer):
                 self._read_lane(pipeline)
                 return
+            if integration.one_each and not (pipeline.buffer or traces.on):
+                fresh = pipeline.take_each(min(room, left))
+                if not fresh:
+                    break
+                self.unsent -= len(fresh)
+                for delivery, request in zip(
+                    fresh, self.sender.planned(pipeline, fresh), strict=True
+                ):
+                    self._start(pipeline, [delivery], request)
+                continue
             if not pipeline.buffer and self._lingers(pipeline):
                 return
             batch = pipeline.take(limits.events, limits.bytes)
@@ -290,10 +312,13 @@ class Dispatcher:
         log.warning("Redis did not answer (%s); trying again", error)
         self.agenda.look(pipeline, self.clock.now_ms() + AGAIN_MS)
 
-    def _start(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
+    def _start(
+        self, pipeline: Pipeline, batch: list[Delivery], request: Request | None = None
+    ) -> None:
+        """Send a batch: the request that is all there is to it, or what is planned anew."""
         pipeline.requests += 1
         self.requests += 1
-        self._ready.append((pipeline, batch))
+        self._ready.append((pipeline, batch, request))
         if not self._landing:
             self._launch()
 
@@ -301,26 +326,32 @@ class Dispatcher:
         while self._ready:
             self.jobs.start(self._fly(*self._ready.popleft()))
 
-    async def _fly(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
+    async def _fly(
+        self, pipeline: Pipeline, batch: list[Delivery], request: Request | None
+    ) -> None:
         """Send a batch, land it, and go on with what may then start: tasks are not for nothing."""
         while True:
-            report = await self._report(pipeline, batch)
+            came = await self._sent(pipeline, batch, request)
             self._landing = True
             try:
-                self._landed(pipeline, batch, report)
+                self._landed(pipeline, batch, came)
             finally:
                 self._landing = False
                 following = self._ready.popleft() if self._ready else None
                 self._launch()
             if following is None:
                 return
-            pipeline, batch = following
+            pipeline, batch, request = following
 
-    async def _report(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
+    async def _sent(
+        self, pipeline: Pipeline, batch: list[Delivery], request: Request | None
+    ) -> Landed | Report:
         """Send a batch; whatever happens, there is something to say of it."""
         for delivery in batch:
             delivery.attempts += 1
         try:
+            if request is not None:
+                return await self.sender.post(pipeline, batch[0], request)
             return await self.sender.send(pipeline, batch)
         except (asyncio.CancelledError, RedisError):
             cut = Retry("interrupted", "the worker stopped before the answer came")
@@ -328,11 +359,29 @@ class Dispatcher:
 
     # --- answers come back ------------------------------------------------------------------
 
-    def _landed(self, pipeline: Pipeline, batch: list[Delivery], report: Report) -> None:
+    def _landed(self, pipeline: Pipeline, batch: list[Delivery], came: Landed | Report) -> None:
         pipeline.requests -= 1
         self.requests -= 1
         pipeline.land(batch)
         now = int(self.clock.now_ms())
+        if isinstance(came, Landed):
+            settle_delivered(batch, came, now)
+            round_ = TAKEN
+        else:
+            round_ = self._settled(pipeline, batch, came, now)
+        if pipeline.closed or pipeline.stumbled or not round_.well:
+            pipeline.round = pipeline.round + round_
+            self.rounds.close(pipeline)
+        else:
+            self.rounds.went_well(pipeline, round_)
+        if pipeline.batch and not pipeline.closed and pipeline.requests == 0:
+            self._batch_over(pipeline)
+        self._feed()
+
+    def _settled(
+        self, pipeline: Pipeline, batch: list[Delivery], report: Report, now: int
+    ) -> Round:
+        """Settle what is final of a batch, keep the rest; return what it means for the round."""
         delivered = rejected = 0
         together = report.landed[0] if all_delivered(report.landed) else None
         if together is not None:
@@ -351,28 +400,13 @@ class Dispatcher:
                     settle(delivery, landed, now)
                 case _:
                     self.rounds.stumbled(pipeline, delivery, landed)
-        round_ = Round(
-            delivered, rejected, report.failed, report.refused, report.throttled, report.gone,
-            report.asked,
-        )  # fmt: skip
         if report.reason:
             pipeline.reason = report.reason
             pipeline.message = told(pipeline.integration, report)
-        if (
-            pipeline.closed
-            or pipeline.stumbled
-            or report.failed
-            or report.refused
-            or report.throttled
-            or report.gone
-        ):
-            pipeline.round = pipeline.round + round_
-            self.rounds.close(pipeline)
-        else:
-            self.rounds.went_well(pipeline, round_)
-        if pipeline.batch and not pipeline.closed and pipeline.requests == 0:
-            self._batch_over(pipeline)
-        self._feed()
+        return Round(
+            delivered, rejected, report.failed, report.refused, report.throttled, report.gone,
+            report.asked,
+        )  # fmt: skip
 
     def _batch_over(self, pipeline: Pipeline) -> None:
         """A whole batch is through: the next one gathers."""

@@ -176,6 +176,22 @@ class Pipeline:
         self.busy.update(delivery.user for delivery in batch.members if delivery.user)
         return batch.members
 
+    def take_each(self, most: int) -> list[Delivery]:
+        """Return up to `most` fresh deliveries that go in requests of their own: one of a user."""
+        taken: list[Delivery] = []
+        while self.ready and len(taken) < most:
+            key = self.ready.popleft()
+            line = self.lines[key]
+            delivery = line.popleft()
+            if not line:
+                del self.lines[key]
+            self.flying[delivery] = None
+            if delivery.user:
+                self.busy.add(delivery.user)
+            taken.append(delivery)
+        self.size -= len(taken)
+        return taken
+
     def _take_read(self, batch: "_Batch") -> None:
         kept: list[Delivery] = []
         while self.buffer:

@@ -43,6 +43,7 @@ class Router:
                     self._resume(shard, entry_id, accepted, raw, event)
                 else:
                     self._route(shard, entry_id, accepted, raw, event)
+        self.dispatcher.offered()
 
     def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
         """Return the entries that are new and well formed; the malformed are dead letters."""

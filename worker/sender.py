@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from providers.kit import Rejected
-from worker.attempt import Attempt, Report, context_for
+from providers.kit import Delivered, Rejected, Request, plan
+from worker.attempt import Attempt, Report, context_for, exchange
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import Delivery, Landed, Pipeline
@@ -17,6 +17,8 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
+TAKEN = Delivered()
+FAILED = "The %s adapter failed on event %s"
 DAY_MS = 86_400_000  # an attribution that has not come by then does not come
 
 
@@ -59,9 +61,43 @@ class Sender:
         except Exception as error:
             if len(batch) > 1:
                 return await self._halves(pipeline, batch)
-            log.exception("The %s adapter failed on event %s", integration.slug, events[0].id)
-            told = f"{type(error).__name__} in the adapter; see the log"
-            return Report([Landed(Rejected("adapter_error", told))])
+            log.exception(FAILED, integration.slug, events[0].id)
+            return _adapter_failed(error)
+
+    def planned(self, pipeline: Pipeline, batch: list[Delivery]) -> list[Request | None]:
+        """Return the one request of each delivery; None for one that `send` is to see to.
+
+        For providers that take an event a request, of which nothing must be known before.
+        """
+        integration = pipeline.integration
+        context = context_for(integration, self.clock.now_ms())
+        events = [delivery.event for delivery in batch]
+        try:
+            requests = plan(integration.provider, events, integration.settings, context).requests
+        except Exception:  # noqa: BLE001  `send` meets it again, and tells of it
+            requests = ()
+        whole = [request for request in requests if not (request.step or request.optional)]
+        by_event = {request.events: request for request in whole}
+        if len(by_event) < len(requests):
+            return [None] * len(batch)
+        return [by_event.get((position,)) for position in range(len(batch))]
+
+    async def post(
+        self, pipeline: Pipeline, delivery: Delivery, request: Request
+    ) -> Landed | Report:
+        """Send the one request of a delivery; return how it landed if that is all there is."""
+        integration = pipeline.integration
+        try:
+            response, verdict = came = await exchange(integration, self.transport, request)
+            if response is not None and verdict == TAKEN:
+                return Landed(verdict, status=response.status)
+            context = context_for(integration, self.clock.now_ms())
+            steps = [delivery.step]
+            events = [delivery.event]
+            return await Attempt(integration, self.transport, context, events, steps, came).run()
+        except Exception as error:
+            log.exception(FAILED, integration.slug, delivery.event.id)
+            return _adapter_failed(error)
 
     async def _halves(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
         """Find the event that an adapter fails on, and let the others pass."""
@@ -89,6 +125,11 @@ class Sender:
     def _resolves(self, integration: Integration) -> bool:
         others = self.directory.targets(integration.project_id, integration.platform)
         return any(other.slug == "searchads" for other in others)
+
+
+def _adapter_failed(error: Exception) -> Report:
+    told = f"{type(error).__name__} in the adapter; see the log"
+    return Report([Landed(Rejected("adapter_error", told))])
 
 
 def _time(ms: int) -> datetime:

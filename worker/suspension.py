@@ -58,6 +58,11 @@ class Round(msgspec.Struct, frozen=True):
     gone: bool = False
     asked: timedelta | None = None
 
+    @property
+    def well(self) -> bool:
+        """Whether the upstream had nothing to complain of but events."""
+        return not (self.failed or self.refused or self.throttled or self.gone)
+
     def __add__(self, other: "Round") -> "Round":
         """Return both as one."""
         asked = max((r.asked for r in (self, other) if r.asked), default=None)
