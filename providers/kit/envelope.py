@@ -1,11 +1,9 @@
 """Parts of the event as JSON, as the platform's own webhook spells them."""
 
-from typing import Any
-
-import msgspec
-
-from providers.kit.event import Event, Money
+from providers.kit.event import Device, Event, Money
 from providers.kit.interface import Json
+
+NO_DEVICE = Device()
 
 
 def money_body(money: Money | None) -> dict[str, Json] | None:
@@ -17,10 +15,15 @@ def money_body(money: Money | None) -> dict[str, Json] | None:
 
 def revenue_body(money: Money | None) -> dict[str, Json] | None:
     """Return a price and how it relates to the proceeds."""
-    body = money_body(money)
-    if money is None or body is None:
+    if money is None:
         return None
-    return body | {"is_proceed": int(money.is_proceed), "proceeds_rate": money.proceeds_rate}
+    return {
+        "value": money.value,
+        "value_usd": money.value_usd,
+        "currency": money.currency,
+        "is_proceed": int(money.is_proceed),
+        "proceeds_rate": money.proceeds_rate,
+    }
 
 
 def transaction_body(event: Event) -> dict[str, Json]:
@@ -35,17 +38,18 @@ def transaction_body(event: Event) -> dict[str, Json]:
     }
 
 
-def additions(event: Event, own: dict[str, Any]) -> dict[str, Json]:
+def additions(event: Event, own: dict[str, Json]) -> dict[str, Json]:
     """Return what is known beyond the platform's contract: country, device, extras.
 
     An extra never takes the place of a member of `own`.
     """
-    more: dict[str, Json] = {
-        "country": event.country,
-        "device": msgspec.to_builtins(event.device),  # without what is not known
-        "installed_at": event.installed_at,
-    }
-    found = {key: value for key, value in more.items() if value}
+    found: dict[str, Json] = {}
+    if event.country:
+        found["country"] = event.country
+    if event.device != NO_DEVICE:
+        found["device"] = event.device  # without what is not known
+    if event.installed_at:
+        found["installed_at"] = event.installed_at
     for key in sorted(event.extras):
         if key not in own:
             found[key] = event.extras[key]

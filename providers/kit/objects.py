@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from providers.kit.envelope import additions, money_body, revenue_body, transaction_body
-from providers.kit.event import Event
+from providers.kit.event import Device, Event
 from providers.kit.interface import KB, MB, Context, Json, Limits, dump, dump_text
 from providers.kit.money import revenue_of
 from providers.kit.plan import iso, name_of, packed
@@ -190,7 +190,7 @@ def _columns(event: Event, settings: ObjectSettings) -> list[Any]:
     known = {key: more.pop(key) for key in ("country", "device", "installed_at") if key in more}
     row = record | known | {"extras": more or None}
     return [
-        dump_text(value) if isinstance(value, dict | list) else value
+        dump_text(value) if isinstance(value, dict | list | Device) else value
         for value in (row.get(column) for column in COLUMNS)
     ]
 

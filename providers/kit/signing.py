@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+from binascii import b2a_base64
 from functools import lru_cache
 
 
@@ -10,9 +11,9 @@ def standard_webhook(message_id: str, timestamp: int, body: bytes, secret: str) 
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
-    signed = f"{message_id}.{timestamp}.".encode() + body
+    signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
     digest = hmac.digest(_key(secret), signed, "sha256")  # in C as a whole, unlike an HMAC object
-    return "v1," + base64.b64encode(digest).decode()
+    return "v1," + b2a_base64(digest, newline=False).decode()
 
 
 @lru_cache(1024)

@@ -158,7 +158,8 @@ def test_amounts_keep_their_digits_and_ids_are_text() -> None:
 
 def test_csv_quotes_every_field_and_nests_json() -> None:
     settings = {**SETTINGS, "format": "csv", "compression": "none"}
-    request = put(settings, event(product_id='a "quoted", one\n', note=[1]), trial())
+    quoted = event(product_id='a "quoted", one\n', note=[1], device={"model": "x"})
+    request = put(settings, quoted, trial())
     assert dict(request.headers)["Content-Type"] == "text/csv; charset=utf-8"
     assert request.url.endswith(".csv")
     assert request.body.startswith(b'"event_id","event_name","custom_event_name"')
@@ -167,6 +168,7 @@ def test_csv_quotes_every_field_and_nests_json() -> None:
     assert first["product_id"] == 'a "quoted", one\n'
     assert json.loads(first["transaction"])["transaction_id"] == "2000000812345678"
     assert json.loads(first["extras"]) == {"note": [1]}
+    assert json.loads(first["device"]) == {"model": "x"}
     assert (first["time"], first["country"], second["revenue"]) == ("1767225600", "GB", "")
 
 
