@@ -22,8 +22,9 @@ from worker.intake import publish
 from worker.sample import integration
 from worker.settings import WorkerSettings, load_settings
 from worker.store import integrations, projects
-from worker.store.database import make_engine, reading, upgrade
+from worker.store.database import make_engine, reading
 from worker.store.models import Delivery, Integration
+from worker.store.schema import upgrade
 from worker.supervisor import Part, onward, valkey, wait_for_redis
 
 PROJECT = "prj_test"

@@ -28,9 +28,10 @@ from worker.sandbox.app import all_upstreams
 from worker.settings import STATE_FILE, load_settings
 from worker.state import OWNERS
 from worker.store import integrations, projects
-from worker.store.database import make_engine, reading, upgrade
+from worker.store.database import make_engine, reading
 from worker.store.deliveries import list_deliveries
 from worker.store.models import Delivery
+from worker.store.schema import upgrade
 from worker.supervisor import STOP_SECONDS, Part, Supervisor, onward, wait_for_http
 
 PROJECT = "prj_demo"

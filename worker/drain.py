@@ -33,7 +33,7 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-BUFFER = 2_048  # fresh deliveries in memory: eight windows, and few megabytes
+BUFFER = 1_024  # fresh deliveries in memory: four windows, and few megabytes
 BREATH_SECONDS = 0.005
 FLUSH_SECONDS = 0.01
 REST_SECONDS = 0.04  # where nothing is under way: each look costs a quarter of a millisecond

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-import psycopg
 from redis.exceptions import ResponseError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
@@ -27,10 +26,7 @@ from worker.store.deliveries import last_recorded, record_shards
 log = logging.getLogger(__name__)
 
 PAGES = 600  # journal entries a transaction, of all shards together
-SPOILT = (
-    ResponseError, msgspec.DecodeError, UnicodeDecodeError, DataError, IntegrityError,
-    psycopg.DataError,
-)  # fmt: skip
+SPOILT = (ResponseError, msgspec.DecodeError, UnicodeDecodeError, DataError, IntegrityError)
 
 
 class _Wanted(msgspec.Struct):

@@ -22,8 +22,9 @@ from tests.stack import end, family, free_port
 from worker.gauges import backlog
 from worker.settings import WorkerSettings, load_settings
 from worker.state import OWNERS, Keys
-from worker.store.database import make_engine, now, reading, upgrade
+from worker.store.database import make_engine, now, reading
 from worker.store.models import Delivery, Integration, Project
+from worker.store.schema import upgrade
 from worker.store.secrets import keyring_of
 from worker.supervisor import Part, onward, valkey, wait_for_redis
 

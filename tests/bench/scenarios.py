@@ -14,7 +14,8 @@ from tests.bench.rig import Measured, Rig, Worker, until
 from worker.journal import PAGE, Page, Row, pack
 from worker.record import record as record_journal
 from worker.state import Keys, shard_of
-from worker.store.database import make_engine, upgrade
+from worker.store.database import make_engine
+from worker.store.schema import upgrade
 
 Figures: TypeAlias = dict[str, Any]
 OTHER_SHARDS = 1_000_003  # most of them are nobody's: what is put there waits

@@ -13,8 +13,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
 from tests.worker.store.databases import KINDS, database
-from worker.store.database import alembic_config, downgrade, make_engine, upgrade
+from worker.store.database import make_engine
 from worker.store.models import Base
+from worker.store.schema import alembic_config, downgrade, upgrade
 
 
 @pytest.fixture(params=KINDS)

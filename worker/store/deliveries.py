@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
 
-import psycopg
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -32,6 +31,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.exc import DataError
 
 from worker.store import notifications
 from worker.store.database import reading, upserting
@@ -167,15 +167,21 @@ def _write(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) 
         head = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  our own names
         connection.exec_driver_sql(head, values)
         return
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101  make_engine knows no other
-    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
+    try:
+        _copy(connection, table, f"COPY {table.name} ({names}) FROM STDIN", values)
+    except connection.dialect.loaded_dbapi.DataError as error:
+        raise DataError("COPY", None, error, hide_parameters=True) from error
+
+
+def _copy(connection: Connection, table: Table, how: str, rows: Sequence[Sequence[Any]]) -> None:
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(how) as copy:
         if table is _T:
-            texts = map(_copied, zip(*values, strict=True))
+            texts = map(_copied, zip(*rows, strict=True))
             lines = map("\t".join, zip(*texts, strict=True))
             copy.write("".join([f"{line}\n" for line in lines]))
         else:
-            for row in values:
+            for row in rows:
                 copy.write_row(row)
 
 

@@ -14,9 +14,10 @@ from worker.journal import PAGE, Page, Row, pack
 from worker.settings import load_settings
 from worker.state import OWNERS, Keys, shard_of
 from worker.store import integrations, projects
-from worker.store.database import make_engine, now, upgrade
+from worker.store.database import make_engine, now
 from worker.store.deliveries import record_rows
 from worker.store.models import DeadLetter, Delivery, Integration
+from worker.store.schema import upgrade
 
 PROJECT = "prj_lumen"
 KEYS = Keys(shard_of(PROJECT, 32))

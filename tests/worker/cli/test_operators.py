@@ -17,9 +17,10 @@ from worker.sandbox.app import Sandbox, serve
 from worker.sandbox.upstreams.amplitude import KEY
 from worker.settings import load_settings
 from worker.state import Keys, shard_of
-from worker.store.database import make_engine, upgrade
+from worker.store.database import make_engine
 from worker.store.integrations import suspend
 from worker.store.models import DeadLetter, Delivery
+from worker.store.schema import upgrade
 
 Command = Callable[..., Ran]
 WRONG = "f" * 32

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 from sqlalchemy import Engine, delete, make_url, text
 
-from worker.store.database import make_engine, upgrade
+from worker.store.database import make_engine
 from worker.store.models import Base
+from worker.store.schema import upgrade
 
 KINDS = ("sqlite", "postgresql")
 
