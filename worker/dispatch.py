@@ -39,6 +39,7 @@ from worker.transport import Transport
 log = logging.getLogger(__name__)
 
 TAKEN = Round(delivered=1)
+BUFFERED = 2_048  # deliveries read from lanes, of all pipelines; each takes 8 KB
 AGAIN_MS = 500  # after trouble of our own
 UNEVEN = 1.5  # times the mean: that queue goes to its lane when reading has no room
 
@@ -297,7 +298,8 @@ class Dispatcher:
 
     async def _read(self, pipeline: Pipeline) -> None:
         try:
-            await lane.read(self.state.redis, pipeline, self.clock.now_ms())
+            room = BUFFERED // max(len(self._active), 1)
+            await lane.read(self.state.redis, pipeline, self.clock.now_ms(), room)
         except RedisError as error:
             self._later(pipeline, error)
             return

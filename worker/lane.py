@@ -12,6 +12,7 @@ from worker.suspension import Health
 
 PAGE = 200  # entries read at a time, if a batch is not larger
 LARGEST_PAGE = 2_000
+LEAST = 10
 _Read: TypeAlias = tuple[bytes, dict[bytes, bytes]]  # an entry of the lane: id, fields
 
 
@@ -73,13 +74,13 @@ async def load(redis: Any, pipeline: Pipeline) -> None:
     pipeline.probing = bool(pipeline.health.failures or pipeline.health.probation)
 
 
-async def read(redis: Any, pipeline: Pipeline, now_ms: float) -> None:
-    """Fill the pipeline's buffer with the next page of its lane, in order.
+async def read(redis: Any, pipeline: Pipeline, now_ms: float, room: int = PAGE) -> None:
+    """Fill the pipeline's buffer with the next page of its lane, in order: about `room` entries.
 
     Entries that wait for themselves, and later ones of their users, are passed over.
     """
     rewinds, growths = pipeline.rewinds, pipeline.growths
-    page = min(max(PAGE, pipeline.integration.limits.events), LARGEST_PAGE)
+    page = min(max(LEAST, min(room, PAGE), pipeline.integration.limits.events), LARGEST_PAGE)
     entries, known = await _page(redis, pipeline, page)
     for (lane_id, fields), raw in known:
         if lane_id in pipeline.waiting:

@@ -18,6 +18,7 @@ from worker.state import GROUP, UNSHARDED, Keys, shard_of
 log = logging.getLogger(__name__)
 
 READ = 256  # entries a read, of all shards together
+LEAST_FRUITFUL = 2  # no stream gives more than half of a read, lest all do
 BLOCK_MS = 250
 IDLE_SECONDS = 0.02
 LARGEST_REREAD = 20_000
@@ -70,8 +71,9 @@ class Reader:
             )
         finally:
             self.reading = ()
-        self._fruitful = max(len(reply or ()), self._fruitful // 2, 1)
         arrived = dict(reply or ())
+        if arrived:  # after a quiet time a burst may be in every stream
+            self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
         if unsharded := arrived.pop(UNSHARDED.encode(), None):
             await self._spread(unsharded)
         kept = [(names[name], entries) for name, entries in arrived.items()]
