@@ -224,11 +224,10 @@ def test_keys_are_rotated(scene: Make) -> None:
                 workers.append(s.worker(ONWARD_SECRET_KEYS=keys))
                 s.stop(workers.pop(0))
                 s.moving(50)
-                run = onward("secrets", "rotate", "--json")
-                told = subprocess.run(
-                    run, env={**s.environ(), "ONWARD_SECRET_KEYS": keys}, capture_output=True
-                )
-                assert json.loads(told.stdout)["rotated"] == (2 if OLD_KEY in keys else 0)
+                environ = {**s.environ(), "ONWARD_SECRET_KEYS": keys}
+                rotate = onward("secrets", "rotate", "--json")
+                told = json.loads(subprocess.check_output(rotate, env=environ))
+                assert told["rotated"] == (2 if OLD_KEY in keys else 0)
                 s.moving(50)
         s.check(ordered=True)
 

@@ -138,10 +138,10 @@ def test_deleted(scene: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.row("P", "provider down for 30 pipelines: none suspended; refused alone: suspended")
+@pytest.mark.row("P", "provider down for 40 pipelines: none suspended, one alert")
 def test_a_providers_incident(scene: Make) -> None:
     with scene({"ONWARD_RETRY_THRESHOLD": "4", **STRICT, "ONWARD_RETRY_SCHEDULE": "0.3,0.5"}) as s:
-        for number in range(30):
+        for number in range(40):
             s.hook(f"h{number}", s.project(f"prj_{number}"))
         s.worker()
         alone = next(iter(s.receivers))
@@ -154,9 +154,11 @@ def test_a_providers_incident(scene: Make) -> None:
             lambda: all(s.state(hook).delivery_error_count >= 8 for hook in others), 90, "all fail"
         )
         assert [hook for hook in others if s.state(hook).active != 1] == []
-        assert s.state(alone).active == 2
+        assert s.state(alone).active == 2, "refused alone among them"
+        eventually(lambda: s.notices("provider.incident"), 60, "told")
         s.no_faults()
-        eventually(lambda: s.arrived() == 29 * 5, 60, "they recover by themselves")
+        eventually(lambda: s.arrived() == 39 * 5, 60, "they recover by themselves")
+        assert s.notices("provider.incident") == 1
         s.activate(alone)
         s.check(ordered=True, flips=1)
 
