@@ -49,6 +49,7 @@ COLLECT_AFTER = 20_000, 20, 50  # new objects; rounds of the youngest; rounds of
 # outlive a child that is killed: a file's lock ends with the process that has it.
 stopping = RawValue("b", 0)
 _slots: Any = RawArray("i", settings().concurrency)
+hints_taken = RawValue("L", 0)  # by children, drain's alone: they show that this worker consumes
 _slots_file = TemporaryFile()  # noqa: SIM115  as long as the process
 LEAVE_SECONDS = 15  # a slice needs half of it to hand back what is in flight
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
@@ -146,6 +147,7 @@ class Ticking(bootsteps.StartStopStep):
 def free_slot() -> int | None:
     """Take a place among the draining children of this worker; None where all are taken."""
     with _changing_slots():
+        hints_taken.value += 1
         for number, pid in enumerate(_slots):
             if pid == 0 or not alive(pid):
                 _slots[number] = os.getpid()

@@ -119,6 +119,12 @@ class Scene(Stack):
         held = redis.mget([Keys(number).lease for number in range(self.settings.shards)])
         return {token.decode().split(":")[1] if token else "nobody" for token in held}
 
+    def queues(self) -> set[str]:
+        """Return the names of the broker's queues."""
+        with Redis.from_url(self.settings.broker_url) as broker:
+            found: Any = broker.keys("_kombu.binding.*")
+        return {name.decode().removeprefix("_kombu.binding.") for name in found}
+
     def now(self) -> datetime:
         """Return the time by the store's clock, as the record has it."""
         redis: Any = self.redis
@@ -135,7 +141,7 @@ class Scene(Stack):
         )
         with reading(self.engine) as connection:
             rows = connection.execute(query).all()
-        took = sorted((ended - accepted).total_seconds() * 1000 for accepted, ended in rows)
+        took: list[float] = sorted((row[1] - row[0]).total_seconds() * 1000 for row in rows)
         assert len(took) >= 100, "too few to speak of a 99th percentile"
         return took[len(took) * 99 // 100]
 
