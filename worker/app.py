@@ -17,11 +17,9 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
 
-from worker import logs, metrics, traces
+from worker import logs, metrics, servers, traces
 from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
 from worker.store.database import make_engine
@@ -64,12 +62,12 @@ def engine() -> Engine:
 @cache
 def redis() -> Any:
     """Return the blocking client of the events' Redis."""
-    return Redis.from_url(settings().redis_url, protocol=2, **SOCKET)
+    return servers.connect(settings().redis_url, protocol=2, **SOCKET)
 
 
 def async_redis(**more: Any) -> Any:
     """Return a client of the events' Redis for the running loop."""
-    return AsyncRedis.from_url(settings().redis_url, protocol=2, **{**SOCKET, **more})
+    return servers.connect_async(settings().redis_url, protocol=2, **{**SOCKET, **more})
 
 
 @cache
@@ -83,7 +81,8 @@ def directory() -> Directory:
 
 def make_celery() -> Celery:
     """Return the Celery app: hints only, JSON, no results, no ETA."""
-    made = Celery("onward", broker=settings().broker_url, include=["worker.tasks"])
+    url, options = servers.broker(settings().broker_url)
+    made = Celery("onward", broker=url, include=["worker.tasks"])
     made.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -109,6 +108,7 @@ def make_celery() -> Celery:
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 30,
             **SOCKET,
+            **options,
         },
     )
     made.steps["worker"].add(Ticking)

@@ -11,8 +11,9 @@ from tests.faults.proxy import Proxy
 from tests.faults.scene import PROJECT, WINDOW, Make, Scene
 from tests.stack import end, eventually, free_port
 from worker.sandbox.upstreams import webhooks
+from worker.servers import connect
 from worker.state import GROUP, UNSHARDED, Keys, shard_of
-from worker.supervisor import valkey, wait_for_redis
+from worker.supervisor import Part, valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
 SHARD = shard_of(PROJECT, 32)
@@ -308,3 +309,52 @@ def test_a_truncated_file(scene: Make) -> None:
         assert left == 299
         s.worker()
         s.check(absent=1)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S", "the primary killed: Sentinels name another, and all go on there")
+def test_a_failover(scene: Make) -> None:
+    with scene() as s:
+        replica, sentinel = free_port(), free_port()
+        follow(s, replica, sentinel)
+        s.hook("a")
+        worker = s.worker(
+            ONWARD_REDIS_URL=f"sentinel://127.0.0.1:{sentinel}/0?name=onward",
+            ONWARD_BROKER_URL=f"sentinel://127.0.0.1:{sentinel}/1?name=onward",
+        )
+        s.fault("slow", slug="webhooks", seconds=0.2)
+        s.send(1_500)
+        s.moving(50)
+        assert s.redis.wait(1, 10_000) == 1, "the replica has what was accepted"
+        stop_store(s, SIGKILL)
+        s.redis.close()
+        s.redis = connect(f"redis://127.0.0.1:{replica}/0", protocol=2)
+        eventually(lambda: s.redis.info("replication")["role"] == "master", 60, "promoted")
+        s.no_faults()
+        s.send(100)
+        s.keep(worker)
+        s.check(duplicates=WINDOW)
+
+
+def follow(s: Scene, replica: int, sentinel: int) -> None:
+    """Start a replica of the store, and a Sentinel that knows both."""
+    second = valkey(s.folder / "replica", replica)
+    second.name = "replica"
+    second.command += ["--replicaof", "127.0.0.1", str(s.redis_port)]
+    s.start(second)
+    file = s.folder / "sentinel.conf"
+    file.write_text(
+        f"port {sentinel}\nbind 127.0.0.1\ndir {s.folder}\n"
+        f"sentinel monitor onward 127.0.0.1 {s.redis_port} 1\n"
+        "sentinel down-after-milliseconds onward 1000\n"
+    )
+    s.start(Part("sentinel", [second.command[0], str(file), "--sentinel"]))
+    wait_for_redis(f"redis://127.0.0.1:{sentinel}")
+    with connect(f"redis://127.0.0.1:{sentinel}", protocol=2) as asked:
+        known: Any = asked
+        eventually(lambda: len(known.sentinel_slaves("onward")) == 1, 60, "it knows the replica")
+    with connect(f"redis://127.0.0.1:{replica}/0") as copy:
+        linked: Any = copy
+        eventually(
+            lambda: linked.info("replication").get("master_link_status") == "up", 60, "a copy"
+        )
