@@ -152,10 +152,7 @@ class Takeover:
         marked = await redis.hkeys(keys.solo)
         if gone := [entry_id for entry_id in marked if not shard.knows(entry_id)]:
             shard.commands.append(("HDEL", keys.solo, *gone))  # finished just before a death
-        for consumer in await redis.xinfo_consumers(keys.intake, GROUP):
-            name = consumer["name"]
-            if consumer["pending"] == 0 and name != self.token.encode():
-                await redis.xgroup_delconsumer(keys.intake, GROUP, name)
+        await self.state.forget_readers(keys, self.token)
 
     async def _suspects(self, shard: Shard, entries: list[Any]) -> None:
         """Handle entries whose owners died more than once: one of them may be to blame.
