@@ -341,7 +341,8 @@ class Scene(Stack):
             ("duplicates", self.duplicates),
         ]
         lost = {id_ for accounts in found.values() for id_ in accounts.lost}
-        assert len(lost) == absent, f"{len(lost)} lost, {absent} for nobody: {sorted(lost)[:5]}"
+        apart = f"{self.letters()}, {self.balance().dropped}"
+        assert len(lost) == absent, f"{len(lost)} lost, not {absent}: {sorted(lost)[:5]}; {apart}"
         for accounts in found.values():
             accounts.verify(ordered=ordered, unknown=unknown)
         assert self.duplicates <= duplicates, f"{self.duplicates} duplicates, {duplicates} allowed"

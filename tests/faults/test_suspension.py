@@ -37,7 +37,9 @@ def test_eight_processes_fail_at_once(scene: Make) -> None:
         s.send(2_000)
         lease, holders = Keys(shard_of(PROJECT, s.settings.shards)).lease, set()
         for _ in range(8):  # each has failures of its own in hand when another takes over
+            before = s.last_calls("webhooks")[-1:]
             holders.add(eventually(lambda: s.redis.get(lease), 60, "somebody drains"))
+            eventually(lambda: s.last_calls("webhooks")[-1:] != before, 60, "and is refused")  # noqa: B023
             s.redis.delete(lease)
         eventually(lambda: s.state(hook).active == 2, 60, "suspended")
         assert len(holders) > 1
@@ -223,8 +225,8 @@ def test_a_hundred_thousand_held(scene: Make) -> None:
         fresh = s.send(100, users=1_000)
         (accounts,) = s.check(ordered=True, flips=1, seconds=180).values()
         assert ids_of(fresh) <= accounts.taken.keys()
-        sizes = [call["events"] for call in s.last_calls("amplitude")[before:]]
-        assert sizes[0] <= sizes[1], "a probe first"
+        times = [call["at"] for call in s.last_calls("amplitude")[before:]]
+        assert len(times) >= 100_000 // 2_000
 
 
 @pytest.mark.slow
