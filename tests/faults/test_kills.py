@@ -49,21 +49,22 @@ def test_the_parent_is_killed(scene: Make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.row(3, "kill -9 of whole workers, 25 times under load")
 def test_whole_workers_are_killed_again_and_again(scene: Make) -> None:
     with scene() as s:
         s.hook("a"), s.hook("b"), s.other("amplitude")
         for number in range(4):  # in shards of their own
             s.hook(f"c{number}", s.project(f"prj_{number}"))
-        workers = [s.worker(), s.worker()]
+        workers = [s.worker(ONWARD_CONCURRENCY="1") for _ in range(4)]
         with ExitStack() as loads:
             for project in {project for _, _, project in s.receivers.values()}:
-                loads.enter_context(s.load(project=project))
+                loads.enter_context(s.load(rate=20, project=project))
             for number in range(25):
                 s.moving(20)
-                victim = workers[number % 2]
+                victim = workers[number % 4]  # what was killed before may still be starting
                 s.kill_all(victim)
-                s.again(victim)
+                s.start(victim)
         s.check(duplicates=25 * WINDOW)
 
 
