@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import httpx
 import psutil
-from redis import Redis
 from sqlalchemy import func, select
 
 from worker.audit import Balance, balance
 from worker.intake import publish
 from worker.sample import integration
+from worker.servers import connect
 from worker.settings import WorkerSettings, load_settings
 from worker.store import integrations, projects
 from worker.store.database import make_engine, reading
@@ -74,7 +74,7 @@ class Stack:
         self.parts: list[Part] = []
         self.workers: list[Part] = []
         self.store = valkey(folder / "redis", self.redis_port)
-        self.redis = Redis.from_url(self.settings.redis_url, protocol=2)
+        self.redis = connect(self.settings.redis_url, protocol=2)
 
     def __enter__(self) -> Self:
         (self.folder / "log").mkdir(parents=True)

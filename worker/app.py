@@ -17,11 +17,9 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
-from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
 
-from worker import logs, metrics, traces
+from worker import logs, metrics, servers, traces
 from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
 from worker.store.database import make_engine
@@ -49,6 +47,7 @@ COLLECT_AFTER = 20_000, 20, 50  # new objects; rounds of the youngest; rounds of
 # outlive a child that is killed: a file's lock ends with the process that has it.
 stopping = RawValue("b", 0)
 _slots: Any = RawArray("i", settings().concurrency)
+hints_taken = RawValue("L", 0)  # by children, drain's alone: they show that this worker consumes
 _slots_file = TemporaryFile()  # noqa: SIM115  as long as the process
 LEAVE_SECONDS = 15  # a slice needs half of it to hand back what is in flight
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
@@ -63,12 +62,12 @@ def engine() -> Engine:
 @cache
 def redis() -> Any:
     """Return the blocking client of the events' Redis."""
-    return Redis.from_url(settings().redis_url, protocol=2, **SOCKET)
+    return servers.connect(settings().redis_url, protocol=2, **SOCKET)
 
 
 def async_redis(**more: Any) -> Any:
     """Return a client of the events' Redis for the running loop."""
-    return AsyncRedis.from_url(settings().redis_url, protocol=2, **{**SOCKET, **more})
+    return servers.connect_async(settings().redis_url, protocol=2, **{**SOCKET, **more})
 
 
 @cache
@@ -82,7 +81,8 @@ def directory() -> Directory:
 
 def make_celery() -> Celery:
     """Return the Celery app: hints only, JSON, no results, no ETA."""
-    made = Celery("onward", broker=settings().broker_url, include=["worker.tasks"])
+    url, options = servers.broker(settings().broker_url)
+    made = Celery("onward", broker=url, include=["worker.tasks"])
     made.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -108,6 +108,7 @@ def make_celery() -> Celery:
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 30,
             **SOCKET,
+            **options,
         },
     )
     made.steps["worker"].add(Ticking)
@@ -146,6 +147,7 @@ class Ticking(bootsteps.StartStopStep):
 def free_slot() -> int | None:
     """Take a place among the draining children of this worker; None where all are taken."""
     with _changing_slots():
+        hints_taken.value += 1
         for number, pid in enumerate(_slots):
             if pid == 0 or not alive(pid):
                 _slots[number] = os.getpid()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-from redis import Redis
 
 from worker.audit import Balance, balance
 from worker.intake import publish
@@ -25,6 +24,7 @@ from worker.proof import record_faults, upstream_faults, users_out_of_order
 from worker.registry import all_providers
 from worker.sample import NAMES, events, integration
 from worker.sandbox.app import all_upstreams
+from worker.servers import connect
 from worker.settings import STATE_FILE, load_settings
 from worker.state import OWNERS
 from worker.store import integrations, projects
@@ -209,7 +209,7 @@ class Demo:
         """Wait until everything is up and a worker drains."""
         wait_for_http(f"{self.sandbox}/_sandbox/", STEP_SECONDS)
         self.until((self.folder / STATE_FILE).exists, "the service to start")
-        self.redis = Redis.from_url(load_settings(self.environment).redis_url, protocol=2)
+        self.redis = connect(load_settings(self.environment).redis_url, protocol=2)
         self.until(lambda: self.redis.zcard(OWNERS), "a worker to take its shards")
 
     def close(self) -> None:

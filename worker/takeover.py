@@ -152,10 +152,7 @@ class Takeover:
         marked = await redis.hkeys(keys.solo)
         if gone := [entry_id for entry_id in marked if not shard.knows(entry_id)]:
             shard.commands.append(("HDEL", keys.solo, *gone))  # finished just before a death
-        for consumer in await redis.xinfo_consumers(keys.intake, GROUP):
-            name = consumer["name"]
-            if consumer["pending"] == 0 and name != self.token.encode():
-                await redis.xgroup_delconsumer(keys.intake, GROUP, name)
+        await self.state.forget_readers(keys, self.token)
 
     async def _suspects(self, shard: Shard, entries: list[Any]) -> None:
         """Handle entries whose owners died more than once: one of them may be to blame.
@@ -184,7 +181,8 @@ class Takeover:
         """Accept entries under a mark, for as long as it may take them to kill the process.
 
         Who lives to see another end of it, a lost lease or a store that is away, has no reason to
-        suspect them: the mark says `deaths` again.
+        suspect them: the mark says `deaths` again. They are done with once that is committed and
+        the mark is gone, or they would be blamed for what the next one does.
         """
         ids = [entry_id for entry_id, _ in entries]
         try:
@@ -192,15 +190,13 @@ class Takeover:
             await self.router.accept([(shard, entries)])
             until = time.monotonic() + SUSPECT_SECONDS
             while time.monotonic() < until and self._ours(shard):
-                if not any(entry_id in shard.entries for entry_id in ids):
+                if not any(shard.knows(entry_id) for entry_id in ids):
                     break
                 await asyncio.sleep(LOOK_SECONDS)
+            await self._mark(shard, ids, deaths if shard.lost else 0)
         except RedisError:
             await self._mark(shard, ids, deaths)
             raise
-        if shard.lost:
-            await self._mark(shard, ids, deaths)
-        shard.commands.append(("HDEL", shard.keys.solo, *ids))
 
     async def _mark(self, shard: Shard, ids: Sequence[bytes], deaths: int) -> None:
         """Mark entries with a number, not by counting on: the client may send it twice."""

@@ -3,9 +3,10 @@
 It asks no database: what does is the keeper's, in a thread of its own (`keeper.py`).
 """
 
+import time
 from typing import Any
 
-from worker import app
+from worker import app, watchdog
 from worker.repeating import Repeating
 from worker.settings import WorkerSettings
 from worker.state import TICK, Keys
@@ -21,17 +22,33 @@ class Ticker(Repeating):
         super().__init__("ticker", SECONDS, first=SECONDS)
         self.settings = settings
         self.redis = redis
+        self._taken = 0
+        self._seen = time.monotonic()  # that hints are taken, or that none need be
 
     def step(self) -> None:
         """Hint what should run."""
         if app.stopping.value:
             return
-        for _ in range(app.open_slots()):
-            hint_drain()
+        self._hint_drains()
         if not self.redis.set(TICK, app.NODE, nx=True, px=int(SECONDS * 900)):
             return
         if self._has_journal():
             record.apply_async(expires=30)
+
+    def _hint_drains(self) -> None:
+        """Hint to the children that do not drain; end this worker if they take no hint.
+
+        A consumer that hangs or was told to stop looks healthy from outside, and nobody drains.
+        """
+        unseen, self._seen = self._seen, time.monotonic()  # stays so where the broker is away
+        slots = app.open_slots()
+        for _ in range(slots):
+            hint_drain()
+        if slots and app.hints_taken.value == self._taken:
+            self._seen = unseen
+        self._taken = app.hints_taken.value
+        if time.monotonic() - self._seen > watchdog.STUCK_SECONDS:
+            watchdog.give_up("This worker's children have taken no hint to drain for %d s")
 
     def _has_journal(self) -> bool:
         pipe = self.redis.pipeline(transaction=False)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from worker.drain import Drain
 
@@ -29,9 +30,14 @@ def watching(loop: Drain) -> Iterator[None]:
 def _watch(loop: Drain, done: threading.Event) -> None:
     while not done.wait(LOOK_SECONDS):
         if is_stuck(loop, time.monotonic()):
-            log.critical("The delivery loop has not moved for %d s while work waits", STUCK_SECONDS)
-            logging.shutdown()
-            os._exit(70)
+            give_up("The delivery loop has not moved for %d s while work waits")
+
+
+def give_up(why: str) -> NoReturn:
+    """End this process at once, saying why: whatever supervises it starts it again."""
+    log.critical(why, STUCK_SECONDS)
+    logging.shutdown()
+    os._exit(70)
 
 
 def is_stuck(loop: Drain, now: float) -> bool:

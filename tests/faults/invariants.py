@@ -53,7 +53,8 @@ class Accounts:
         return sum(outcomes == [outcome] for outcomes in self.rows.values())
 
     def verify(self, *, ordered: bool, unknown: int) -> None:
-        assert self.taken.keys() <= self.ids, "something arrived that was never accepted"
+        strange = sorted(self.taken.keys() - self.ids)
+        assert not strange, f"{len(strange)} arrived that were never accepted: {strange[:3]}"
         places = {id_: len(self.rows.get(id_, ())) + self.held[id_] for id_ in self.ids - self.lost}
         wrong = {id_: count for id_, count in places.items() if count != 1}
         assert not wrong, f"{len(wrong)} without exactly one place: {list(wrong.items())[:5]}"

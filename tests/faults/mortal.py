@@ -12,6 +12,7 @@ from worker.state import State
 from worker.transport import Transport, make_transport
 
 KILLS = b"kills its process"
+KILLED = 9
 
 
 class Mortal:
@@ -22,7 +23,7 @@ class Mortal:
 
     async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  the contract's
         if KILLS in request.body:
-            os._exit(9)
+            os._exit(KILLED)
         return await self.real.send(request, pool=pool, timeout=timeout)
 
     async def close(self) -> None:

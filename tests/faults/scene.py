@@ -7,13 +7,16 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
 import httpx
+import psutil
+from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from tests.faults.invariants import (
     Accounts,
@@ -23,17 +26,19 @@ from tests.faults.invariants import (
     suspensions,
 )
 from tests.faults.proxy import Proxy
-from tests.stack import PROJECT, Stack, at_rest, end, eventually, family
+from tests.stack import PROJECT, Stack, at_rest, end, eventually, family, free_port
 from worker.sample import events
 from worker.state import Keys, shard_of
 from worker.store.database import reading
 from worker.store.integrations import config_rows, delete
-from worker.store.models import AuditRow, DeadLetter
+from worker.store.models import AuditRow, DeadLetter, Delivery, Notification
 from worker.store.projects import create_project
-from worker.supervisor import Part
+from worker.supervisor import Part, onward
 
 Event = dict[str, Any]
 WINDOW = 2 * 256 + 100  # in flight in two children, and outcomes not yet committed
+NOISE = 30  # ms that a percentile may be off, on a machine that others use too
+PATIENCE = 1  # s, of a producer; then it appends again
 
 
 class Scene(Stack):
@@ -108,6 +113,54 @@ class Scene(Stack):
         with reading(self.engine) as connection:
             return list(connection.execute(select(DeadLetter.table().c.reason)).scalars())
 
+    def owners(self) -> set[str]:
+        """Return the ids of the processes that hold shards."""
+        redis: Any = self.redis
+        held = redis.mget([Keys(number).lease for number in range(self.settings.shards)])
+        return {token.decode().split(":")[1] if token else "nobody" for token in held}
+
+    def queues(self) -> set[str]:
+        """Return the names of the broker's queues."""
+        with Redis.from_url(self.settings.broker_url) as broker:
+            found: Any = broker.keys("_kombu.binding.*")
+        return {name.decode().removeprefix("_kombu.binding.") for name in found}
+
+    def now(self) -> datetime:
+        """Return the time by the store's clock, as the record has it."""
+        redis: Any = self.redis
+        seconds, micros = redis.time()
+        return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+    def p99(self, integration_ids: Iterable[str], since: datetime, until: datetime) -> float:
+        """Return the 99th percentile, in ms, from accepted to delivered of what came between."""
+        table = Delivery.table()
+        query = select(table.c.accepted_at, table.c.finished_at).where(
+            table.c.integration_id.in_(integration_ids),
+            table.c.accepted_at.between(since, until),
+            table.c.outcome == "delivered",
+        )
+        with reading(self.engine) as connection:
+            rows = connection.execute(query).all()
+        took: list[float] = sorted((row[1] - row[0]).total_seconds() * 1000 for row in rows)
+        assert len(took) >= 100, "too few to speak of a 99th percentile"
+        return took[len(took) * 99 // 100]
+
+    def notices(self, kind: str) -> int:
+        """Return how many notices of a kind there are."""
+        table = Notification.table()
+        query = select(func.count()).where(table.c.kind == kind)
+        with reading(self.engine) as connection:
+            return connection.execute(query).scalar() or 0
+
+    def api(self, **environment: str) -> "Api":
+        """Start the API; it need not be ready."""
+        port = free_port()
+        part = Part("api", onward("api", "--port", str(port)), {**self.environment, **environment})
+        self.start(part)
+        api = Api(f"http://127.0.0.1:{port}")
+        eventually(api.lives, 60, "the API lives")
+        return api
+
     def flips(self) -> int:
         """Return how many suspensions the audit has."""
         table = AuditRow.table()
@@ -140,9 +193,11 @@ class Scene(Stack):
         failed: list[BaseException] = []
 
         def produce() -> None:
-            while not over.wait(10 / rate):
-                for event in self.events(10, project):
-                    self._append(event)
+            store = Redis.from_url(self.settings.redis_url, socket_timeout=PATIENCE)
+            with store:
+                while not over.wait(10 / rate):
+                    for event in self.events(10, project):
+                        self._append(store, event)
 
         def run() -> None:
             try:
@@ -159,12 +214,12 @@ class Scene(Stack):
             thread.join()
         assert not failed, failed
 
-    def _append(self, event: Event, seconds: float = 60) -> None:
+    def _append(self, store: Redis, event: Event, seconds: float = 60) -> None:
         intake = Keys(shard_of(event["project_id"], self.settings.shards)).intake
         deadline = time.monotonic() + seconds
         while True:
             try:
-                self.redis.xadd(intake, {"event": json.dumps(event)})
+                store.xadd(intake, {"event": json.dumps(event)})
             except RedisError:
                 assert time.monotonic() < deadline, "the store does not come back"
                 time.sleep(0.05)
@@ -186,6 +241,18 @@ class Scene(Stack):
         for process in reversed(family(part.process.pid)):
             end(process, SIGKILL)
         part.process.wait()
+
+    @contextmanager
+    def frozen(self, processes: Iterable[psutil.Process]) -> Iterator[None]:
+        """Stop processes for as long as the block runs."""
+        frozen = list(processes)
+        for process in frozen:
+            end(process, SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in frozen:
+                end(process, SIGCONT)
 
     def stop(self, part: Part, seconds: float = 30) -> None:
         """Let a worker leave; fail if it takes longer."""
@@ -218,10 +285,14 @@ class Scene(Stack):
 
     def sql(self, statement: str, **values: Any) -> int:
         """Run a statement as an operator would; return how many rows it changed."""
-        from sqlalchemy import text
-
         with self.engine.begin() as connection:
             return connection.execute(text(statement), values).rowcount
+
+    def number(self, query: str) -> int:
+        """Return the one number that a query gives."""
+        with reading(self.engine) as connection:
+            found: int = connection.execute(text(query)).scalar_one()
+        return found
 
     def behind(self, proxy: Proxy) -> dict[str, str]:
         """Return a worker's environment in which the store is reached through `proxy`."""
@@ -270,7 +341,8 @@ class Scene(Stack):
             ("duplicates", self.duplicates),
         ]
         lost = {id_ for accounts in found.values() for id_ in accounts.lost}
-        assert len(lost) == absent, f"{len(lost)} lost, {absent} for nobody: {sorted(lost)[:5]}"
+        apart = f"{self.letters()}, {self.balance().dropped}"
+        assert len(lost) == absent, f"{len(lost)} lost, not {absent}: {sorted(lost)[:5]}; {apart}"
         for accounts in found.values():
             accounts.verify(ordered=ordered, unknown=unknown)
         assert self.duplicates <= duplicates, f"{self.duplicates} duplicates, {duplicates} allowed"
@@ -280,7 +352,31 @@ class Scene(Stack):
         return found
 
 
+class Api:
+    """A running API, asked how the service is."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def lives(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def faults(self) -> set[str]:
+        """Return the checks that keep it from being ready."""
+        answer = httpx.get(f"{self.url}/readyz", timeout=30)
+        faults = {name for name, said in answer.json()["checks"].items() if said != "ok"}
+        assert answer.status_code == (503 if faults else 200)
+        return faults
+
+
 Make = Callable[..., Scene]
+
+
+def ids_of(sent: Iterable[Event]) -> set[str]:
+    return {event["id"] for event in sent}
 
 
 def users_of(sent: Iterable[Event]) -> dict[str, list[str]]:
@@ -291,4 +387,4 @@ def users_of(sent: Iterable[Event]) -> dict[str, list[str]]:
     return theirs
 
 
-__all__ = ["PROJECT", "WINDOW", "Event", "Make", "Scene", "eventually", "users_of"]
+__all__ = ["PROJECT", "WINDOW", "Event", "Make", "Scene", "eventually", "ids_of", "users_of"]

@@ -5,12 +5,15 @@ The numbers are those of the list in the design.
 
 import copy
 import json
+import random
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from providers.kit.decode import InvalidEvent, decode
 from tests.faults.scene import PROJECT, Make, Scene
 from worker.sample import events
 from worker.state import UNSHARDED, Keys, shard_of
@@ -156,3 +159,58 @@ def test_the_same_id(scene: Make) -> None:
         assert accounts.taken == {first["id"]: 1}
         assert s.balance().dropped["duplicate"] == 1_000
         assert s.recorded(hook) == {"delivered": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.row(37, "an event of 100 MiB: a dead letter, and the others pass")
+def test_an_enormous_event(scene: Make) -> None:
+    with scene() as s:
+        hook = s.hook("a")
+        worker = s.worker()
+        body = b'{"id": "' + b"x" * (100 * 2**20) + b'"}'  # 10
+        s.redis.xadd(INTAKE, {"event": body})
+        s.send(100)
+        found = s.check()
+        assert found[hook].count("delivered") == 100
+        assert letters(s) == [("malformed", body)]
+        assert worker.running
+
+
+def damaged(chance: random.Random, good: bytes) -> bytes:
+    """Return the bytes of an event with a few of them lost, doubled or changed."""
+    raw = bytearray(good)
+    at = chance.randrange(len(raw))
+    match chance.randrange(4):
+        case 0:
+            raw[at] = chance.randrange(256)
+        case 1:
+            del raw[at : at + chance.randrange(1, 20)]
+        case 2:
+            raw[at:at] = raw[at : at + 30]
+        case _:
+            raw[at] = ord(chance.choice('"{}[]:,\\0-'))
+    return bytes(raw)
+
+
+@pytest.mark.slow
+@pytest.mark.row(37, "3,000 damaged events: each delivered or a dead letter")
+def test_damaged_events(scene: Make) -> None:
+    chance, known, malformed = random.Random(37), set(), 0
+    bodies = [damaged(chance, json.dumps(event(number)).encode()) for number in range(3_000)]
+    with scene() as s:
+        s.hook("a")
+        worker = s.worker()
+        for number, body in enumerate(bodies):
+            s.redis.xadd(UNSHARDED if number % 2 else INTAKE, {"event": body})
+            try:
+                read = decode(body, int(time.time()))
+            except InvalidEvent:
+                malformed += 1
+                continue
+            if (read.project_id, read.platform) == (PROJECT, "iOS") and read.id not in known:
+                known.add(read.id)
+                s.sent[PROJECT].append({"id": read.id, "user_id": read.user_id})
+        s.check()
+        assert len(letters(s)) == malformed > 500
+        assert len(known) > 500
+        assert worker.running

@@ -1,5 +1,6 @@
 """The events' Redis: stopped, killed, frozen, cut off, full, emptied, spoilt."""
 
+from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from threading import Timer
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 
 from tests.faults.proxy import Proxy
 from tests.faults.scene import PROJECT, WINDOW, Make, Scene
-from tests.stack import end, eventually
+from tests.stack import end, eventually, free_port
 from worker.sandbox.upstreams import webhooks
+from worker.servers import connect
 from worker.state import GROUP, UNSHARDED, Keys, shard_of
+from worker.supervisor import Part, valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
 SHARD = shard_of(PROJECT, 32)
@@ -31,6 +34,7 @@ def test_the_store_restarts(scene: Make) -> None:
             s.moving(50)
             stop_store(s, SIGTERM)
             s.restart_store()
+            s.moving(1, seconds=5)
             s.moving(100)
         s.check(duplicates=WINDOW)
 
@@ -51,22 +55,22 @@ def test_the_store_is_killed(scene: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.row(11, "store frozen until the leases lapse, then CONT")
-def test_the_store_freezes(scene: Make) -> None:
+@pytest.mark.row(11, "store frozen, for less and for more than a lease, then CONT")
+@pytest.mark.parametrize("seconds", [8, 20])
+def test_the_store_freezes(scene: Make, seconds: int) -> None:
     with scene() as s:
         s.hook("a")
         s.worker()
         with s.load():
             s.moving(50)
             assert s.store.process
-            pid = s.store.process.pid
-            end_of_frost = Timer(12, s.store.process.send_signal, [SIGCONT])
+            end_of_frost = Timer(seconds, s.store.process.send_signal, [SIGCONT])
             s.store.process.send_signal(SIGSTOP)
             end_of_frost.start()
             end_of_frost.join()
-            assert s.store.process.pid == pid
             s.moving(50)
         s.check(duplicates=WINDOW)
+        assert s.balance().dropped["duplicate"] > 0, "the producer's repetitions are known"
 
 
 @pytest.mark.row(12, "every connection to the store killed, again and again")
@@ -84,19 +88,22 @@ def test_connections_are_killed(scene: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.row(13, "link to the store flaps: reset, refused, again and again")
+@pytest.mark.row(13, "link to the store flaps: reset, refused, 4 times in 2 s")
 def test_the_link_flaps(scene: Make) -> None:
     with scene() as s, Proxy(s.redis_port) as link:
         s.hook("a")
         s.worker(**s.behind(link))
-        with s.load():
-            for _ in range(6):
-                s.moving(20)
-                link.close()
-                link.reset()
-                link.open()
-            s.moving(50)
-        s.check(duplicates=WINDOW)
+        with s.load(rate=80):
+            s.moving(20)
+            for _ in range(3):
+                for _ in range(4):
+                    link.close()
+                    link.reset()
+                    s.published(20)  # a quarter of a second
+                    link.open()
+                    s.published(20)
+                s.moving(50)
+        s.check(duplicates=3 * WINDOW)
 
 
 @pytest.mark.slow
@@ -124,19 +131,26 @@ def test_a_half_open_link(scene: Make) -> None:
         s.send(300)
         eventually(lambda: not s.redis.exists(Keys(SHARD).lease), 60, "the lease lapses")
         link.silent = False
-        s.moving(20)
+        s.moving(20, seconds=15)
         s.check(duplicates=WINDOW)
 
 
 @pytest.mark.slow
 @pytest.mark.row(15, "store full: drains itself, refuses new events")
-def test_a_full_store_drains_itself(scene: Make) -> None:
+@pytest.mark.parametrize("broker", ["within", "apart"])
+def test_a_full_store_drains_itself(scene: Make, tmp_path: Path, broker: str) -> None:
     from worker.intake import IntakeFull
 
     with scene({"ONWARD_WINDOW": "64"}) as s:
+        changed = {}
+        if broker == "apart":
+            port = free_port()
+            s.start(valkey(tmp_path / "broker", port))
+            changed["ONWARD_BROKER_URL"] = f"redis://127.0.0.1:{port}/0"
+            wait_for_redis(changed["ONWARD_BROKER_URL"])
         s.hook("a"), s.hook("b")
         s.fault("slow", slug="webhooks", seconds=0.2)
-        s.worker()
+        worker, api = s.worker(**changed), s.api()
         s.send(4_000)
         s.moving(50)
         used = int(s.redis.info("memory")["used_memory"])
@@ -144,10 +158,13 @@ def test_a_full_store_drains_itself(scene: Make) -> None:
         more = s.events(10)
         with pytest.raises(IntakeFull):
             s.publish(more)
+        assert api.faults() == {"room"}
         s.no_faults()
         eventually(lambda: s.arrived() == 8_000, 90, "a full store is drained")
         s.redis.config_set("maxmemory", 0)
+        assert not api.faults()
         s.publish(more)
+        s.keep(worker)
         s.check(duplicates=2 * 64 + 100)
 
 
@@ -189,24 +206,32 @@ def test_groups_are_deleted(scene: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.row(20, "a key of the wrong type: its shard waits, others go on")
-def test_a_key_of_the_wrong_type(scene: Make) -> None:
+@pytest.mark.parametrize("spoilt", ["journal", "tally", "intake"])
+def test_a_key_of_the_wrong_type(scene: Make, spoilt: str) -> None:
     with scene() as s:
         other = next(f"prj_{n}" for n in range(99) if shard_of(f"prj_{n}", 32) != SHARD)
         s.project(other)
         s.hook("a"), s.hook("b", other)
-        s.worker()
+        worker = s.worker()
         s.send(20), s.send(20, other)
         s.reached(40)
         eventually(s.settled)
-        journal: Any = Keys(SHARD).journal
-        s.redis.delete(journal)
-        s.redis.set(journal, "not a stream")
-        s.send(100)
+        key: str = getattr(Keys(SHARD), spoilt)
+        s.redis.rename(key, "kept") if s.redis.exists(key) else None
+        s.redis.set(key, "of another type")
+        waiting = s.events(100)
+        if spoilt != "intake":
+            s.publish(waiting)
         theirs = s.send(200, other)
         b = next(i for i, (_, host, _) in s.receivers.items() if host.startswith("b."))
         eventually(lambda: s.taken_by(b).keys() >= {e["id"] for e in theirs}, 60, "others go on")
         eventually(lambda: s.recorded(b).get("delivered") == 220, 60, "and are recorded")
-        s.redis.delete(journal)
+        eventually(lambda: key in s.log(worker.name), 60, "the log names the key")
+        s.redis.delete(key)
+        if s.redis.exists("kept"):
+            s.redis.rename("kept", key)
+        if spoilt == "intake":
+            s.publish(waiting)
         s.check(duplicates=WINDOW)
 
 
@@ -284,3 +309,52 @@ def test_a_truncated_file(scene: Make) -> None:
         assert left == 299
         s.worker()
         s.check(absent=1)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S", "the primary killed: Sentinels name another, and all go on there")
+def test_a_failover(scene: Make) -> None:
+    with scene() as s:
+        replica, sentinel = free_port(), free_port()
+        follow(s, replica, sentinel)
+        s.hook("a")
+        worker = s.worker(
+            ONWARD_REDIS_URL=f"sentinel://127.0.0.1:{sentinel}/0?name=onward",
+            ONWARD_BROKER_URL=f"sentinel://127.0.0.1:{sentinel}/1?name=onward",
+        )
+        s.fault("slow", slug="webhooks", seconds=0.2)
+        s.send(1_500)
+        s.moving(50)
+        assert s.redis.wait(1, 10_000) == 1, "the replica has what was accepted"
+        stop_store(s, SIGKILL)
+        s.redis.close()
+        s.redis = connect(f"redis://127.0.0.1:{replica}/0", protocol=2)
+        eventually(lambda: s.redis.info("replication")["role"] == "master", 60, "promoted")
+        s.no_faults()
+        s.send(100)
+        s.keep(worker)
+        s.check(duplicates=WINDOW)
+
+
+def follow(s: Scene, replica: int, sentinel: int) -> None:
+    """Start a replica of the store, and a Sentinel that knows both."""
+    second = valkey(s.folder / "replica", replica)
+    second.name = "replica"
+    second.command += ["--replicaof", "127.0.0.1", str(s.redis_port)]
+    s.start(second)
+    file = s.folder / "sentinel.conf"
+    file.write_text(
+        f"port {sentinel}\nbind 127.0.0.1\ndir {s.folder}\n"
+        f"sentinel monitor onward 127.0.0.1 {s.redis_port} 1\n"
+        "sentinel down-after-milliseconds onward 1000\n"
+    )
+    s.start(Part("sentinel", [second.command[0], str(file), "--sentinel"]))
+    wait_for_redis(f"redis://127.0.0.1:{sentinel}")
+    with connect(f"redis://127.0.0.1:{sentinel}", protocol=2) as asked:
+        known: Any = asked
+        eventually(lambda: len(known.sentinel_slaves("onward")) == 1, 60, "it knows the replica")
+    with connect(f"redis://127.0.0.1:{replica}/0") as copy:
+        linked: Any = copy
+        eventually(
+            lambda: linked.info("replication").get("master_link_status") == "up", 60, "a copy"
+        )

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.faults.proxy import Proxy
-from tests.faults.scene import PROJECT, WINDOW, Make
+from tests.faults.scene import PROJECT, WINDOW, Make, ids_of
 from tests.stack import eventually
 from worker.sandbox.upstreams import webhooks
+from worker.state import Keys, shard_of
 
 pytestmark = pytest.mark.processes
 STRICT = {"ONWARD_CREDENTIAL_THRESHOLD": "2"}
@@ -23,6 +24,28 @@ def test_late_failures_do_not_suspend_again(scene: Make) -> None:
         s.no_faults()
         assert s.sql("UPDATE integrations SET active = 1 WHERE id = :id", id=hook) == 1
         s.check(ordered=True, flips=1)
+        assert s.state(hook).active == 1
+
+
+@pytest.mark.slow
+@pytest.mark.row(31, "8 processes fail at once, shards stolen: one flip, one notice")
+def test_eight_processes_fail_at_once(scene: Make) -> None:
+    with scene({"ONWARD_CREDENTIAL_THRESHOLD": "5", "ONWARD_CONCURRENCY": "4"}) as s:
+        hook = s.hook("a")
+        s.worker(), s.worker()
+        s.fault("refuse", slug="webhooks")
+        s.send(2_000)
+        lease, holders = Keys(shard_of(PROJECT, s.settings.shards)).lease, set()
+        for _ in range(8):  # each has failures of its own in hand when another takes over
+            before = s.last_calls("webhooks")[-1:]
+            holders.add(eventually(lambda: s.redis.get(lease), 60, "somebody drains"))
+            eventually(lambda: s.last_calls("webhooks")[-1:] != before, 60, "and is refused")  # noqa: B023
+            s.redis.delete(lease)
+        eventually(lambda: s.state(hook).active == 2, 60, "suspended")
+        assert len(holders) > 1
+        s.no_faults()
+        s.activate(hook)
+        s.check(duplicates=8 * WINDOW, flips=1)
         assert s.state(hook).active == 1
 
 
@@ -138,10 +161,10 @@ def test_deleted(scene: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.row("P", "provider down for 30 pipelines: none suspended; refused alone: suspended")
+@pytest.mark.row("P", "provider down for 40 pipelines: none suspended, one alert")
 def test_a_providers_incident(scene: Make) -> None:
     with scene({"ONWARD_RETRY_THRESHOLD": "4", **STRICT, "ONWARD_RETRY_SCHEDULE": "0.3,0.5"}) as s:
-        for number in range(30):
+        for number in range(40):
             s.hook(f"h{number}", s.project(f"prj_{number}"))
         s.worker()
         alone = next(iter(s.receivers))
@@ -154,9 +177,11 @@ def test_a_providers_incident(scene: Make) -> None:
             lambda: all(s.state(hook).delivery_error_count >= 8 for hook in others), 90, "all fail"
         )
         assert [hook for hook in others if s.state(hook).active != 1] == []
-        assert s.state(alone).active == 2
+        assert s.state(alone).active == 2, "refused alone among them"
+        eventually(lambda: s.notices("provider.incident"), 60, "told")
         s.no_faults()
-        eventually(lambda: s.arrived() == 29 * 5, 60, "they recover by themselves")
+        eventually(lambda: s.arrived() == 39 * 5, 60, "they recover by themselves")
+        assert s.notices("provider.incident") == 1
         s.activate(alone)
         s.check(ordered=True, flips=1)
 
@@ -176,6 +201,32 @@ def test_held_events_expire_by_count(scene: Make) -> None:
         (accounts,) = s.check(ordered=True, flips=1).values()
         assert accounts.taken.keys() == {event["id"] for event in sent[800:]}
         assert accounts.reasons["expired/hold_events"] == 800
+
+
+@pytest.mark.slow
+@pytest.mark.row("H", "100,000 held: the oldest 500 more expire; a probe, a ramp, in order")
+def test_a_hundred_thousand_held(scene: Make) -> None:
+    with scene(STRICT) as s:
+        amplitude = s.other("amplitude")
+        s.fault("refuse", slug="amplitude")
+        s.worker()
+        s.send(50)
+        eventually(lambda: s.state(amplitude).active == 2, 60, "suspended")
+        for _ in range(21):
+            s.send(5_000, users=1_000)
+        lane = Keys(shard_of(PROJECT, s.settings.shards)).lane(amplitude)
+        eventually(lambda: s.redis.xlen(lane) == 100_000, 120, "as many as are held")
+        used = s.redis.info("memory")["used_memory"]
+        assert used < 400 * 2**20, f"{used / 2**20:.0f} MiB"
+        eventually(lambda: s.recorded(amplitude).get("expired") == 5_050, 120, "the oldest")
+        s.no_faults()
+        before = len(s.last_calls("amplitude"))
+        s.activate(amplitude)
+        fresh = s.send(100, users=1_000)
+        (accounts,) = s.check(ordered=True, flips=1, seconds=180).values()
+        assert ids_of(fresh) <= accounts.taken.keys()
+        times = [call["at"] for call in s.last_calls("amplitude")[before:]]
+        assert len(times) >= 100_000 // 2_000
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.mortal import KILLED
 from tests.faults.scene import PROJECT, WINDOW, Make, Scene
 from tests.stack import end, eventually, family
 from worker.record import record
@@ -72,14 +73,7 @@ def test_poison(scene: Make) -> None:
         for event in poison:
             event["properties"]["mark"] = "kills its process"
         s.publish(events)
-        deaths = 0
-        command = [sys.executable, "-m", "tests.faults.mortal"]
-        while not s.settled():
-            with subprocess.Popen(command, env=s.environ()) as mortal:
-                eventually(lambda: _over(s, mortal), 60, "it dies, or all is done")
-                deaths += mortal.poll() is not None
-                mortal.terminate()
-            s.redis.delete(*(Keys(n).lease for n in range(s.settings.shards)))
+        deaths = _survive(s)
         assert 5 <= deaths <= 12
         letters = s.letters()
         assert letters == ["poison", "poison"]
@@ -147,6 +141,19 @@ def test_suspects_are_tried_in_groups(scene: Make) -> None:
                 end(process, 9)
         s.check(duplicates=4 * WINDOW)
         assert s.letters() == []
+
+
+def _survive(s: Scene) -> int:
+    """Start a mortal process again and again until all is done; return how often it died."""
+    deaths = 0
+    command = [sys.executable, "-m", "tests.faults.mortal"]
+    while not s.settled():
+        with subprocess.Popen(command, env=s.environ()) as mortal:
+            eventually(lambda: _over(s, mortal), 60, "it dies, or all is done")
+            deaths += mortal.poll() == KILLED
+            mortal.terminate()
+        s.redis.delete(*(Keys(n).lease for n in range(s.settings.shards)))
+    return deaths
 
 
 def _over(s: Scene, mortal: "subprocess.Popen[bytes]") -> bool:

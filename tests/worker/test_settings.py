@@ -2,6 +2,8 @@
 
 import pytest
 
+from worker import servers
+from worker.servers import Sentinels, sentinels_of
 from worker.settings import InvalidEnvironment, load_settings, misspelt
 
 
@@ -26,9 +28,24 @@ def test_the_broker_is_another_database_of_the_same_server(
     assert load_settings(given).broker_url == broker
 
 
+def test_sentinels_have_a_broker_too() -> None:
+    found = load_settings({"ONWARD_REDIS_URL": "sentinel://u:p%40@a,b:7/0?name=onward"})
+    assert found.broker_url == "sentinel://u:p%40@a,b:7/1?name=onward"
+    assert sentinels_of(found.redis_url) == Sentinels(
+        (("a", 26_379), ("b", 7)), "onward", {"db": 0, "username": "u", "password": "p@"}
+    )
+    assert servers.broker(found.broker_url) == (
+        "sentinel://u:p%40@a:26379/1;sentinel://u:p%40@b:7/1",
+        {"master_name": "onward", "sentinel_kwargs": servers.ASKING},
+    )
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "why"),
     [
+        ("ONWARD_REDIS_URL", "sentinel://a:26379/0", "name=NAME"),
+        ("ONWARD_REDIS_URL", "sentinel://?name=onward", "sentinel://HOST"),
+        ("ONWARD_BROKER_URL", "sentinel://a:port/1?name=onward", "port"),
         ("ONWARD_SHARDS", "0", "greater than or equal to 1"),
         ("ONWARD_SHARDS", "many", "valid integer"),
         ("ONWARD_TRANSPORT", "curl", "'narrow' or 'httpx'"),

@@ -133,6 +133,16 @@ async def test_the_group_counts_what_is_there_already(redis: Any) -> None:
     assert len(reply[0][1]) == 1
 
 
+async def test_a_reader_is_forgotten_only_with_empty_hands(state: State, redis: Any) -> None:
+    for name in ("ours", "idle", "busy"):
+        await redis.xgroup_createconsumer(KEYS.intake, GROUP, name)
+    await redis.xadd(KEYS.intake, {"event": "{}"})
+    await redis.xreadgroup(GROUP, "busy", {KEYS.intake: ">"})
+    await state.forget_readers(KEYS, "ours")
+    left = {who["name"]: who["pending"] for who in await redis.xinfo_consumers(KEYS.intake, GROUP)}
+    assert left == {b"ours": 0, b"busy": 1}
+
+
 async def test_an_emptied_lane_is_due_no_more_but_one_that_grew_is(
     state: State, redis: Any
 ) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from redis import Redis
 from sqlalchemy import Engine
 
 from worker import metrics
@@ -16,6 +15,7 @@ from worker.api.auth import RateLimit, Services
 from worker.api.edge import Edge
 from worker.api.ready import checks_of, reasons_of
 from worker.console.desk import install_console
+from worker.servers import connect
 from worker.settings import WorkerSettings
 from worker.store.database import make_engine
 from worker.store.secrets import keyring_of
@@ -32,7 +32,7 @@ def create_app(
     `app.state.checks` maps names to functions that raise while the service is not ready; add to it.
     """
     own_engine = engine or make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
-    redis = Redis.from_url(
+    redis = connect(
         settings.redis_url,
         protocol=2,
         socket_timeout=REDIS_SECONDS,

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 from sqlalchemy import text
 
 from worker.api.auth import Services
+from worker.intake import IntakeFull, check_room
 from worker.state import GROUP, OWNERS, UNSHARDED, Keys
 from worker.store.database import reading
 from worker.store.errors import StoreError, UnknownKey
@@ -44,6 +45,7 @@ def checks_of(here: Services) -> dict[str, Check]:
         "keys": keys,
         "workers": lambda: check_workers(here.redis),
         "intake": lambda: check_intake(here.redis, here.settings.shards),
+        "room": lambda: check_memory(here.redis),
     }
 
 
@@ -51,6 +53,14 @@ def check_workers(redis: Any) -> None:
     """Raise NotReady where no process drains: each notes every 2 s that it lives 10 s more."""
     if not redis.zcount(OWNERS, f"({_now_ms(redis)}", "+inf"):
         raise NotReady("No worker drains: start `onward worker`, or look at its log")
+
+
+def check_memory(redis: Any) -> None:
+    """Raise NotReady where publishing is refused, so that the rest drains what there is."""
+    try:
+        check_room(redis)
+    except IntakeFull as error:
+        raise NotReady(str(error)) from None
 
 
 def check_intake(redis: Any, shards: int) -> None:

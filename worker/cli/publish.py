@@ -62,13 +62,12 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 
 
 def _publish(stream: IO[bytes], file: str, count: Count) -> None:
-    from redis import Redis  # noqa: PLC0415  quick --help
-
-    from worker.intake import publish as append  # noqa: PLC0415
+    from worker.intake import publish as append  # noqa: PLC0415  quick --help
+    from worker.servers import connect  # noqa: PLC0415
     from worker.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings()
-    with Redis.from_url(settings.redis_url) as client, _progress(stream) as advance:
+    with connect(settings.redis_url) as client, _progress(stream) as advance:
 
         def taken(published: int) -> None:
             count.published = published

@@ -48,7 +48,7 @@ def looking(settings: "WorkerSettings | None" = None) -> Iterator["Connection"]:
 @contextmanager
 def redis_of(settings: "WorkerSettings") -> Iterator[Any]:
     """Give a blocking client of the events' Redis."""
-    from redis import Redis  # noqa: PLC0415  quick --help
+    from worker.servers import connect  # noqa: PLC0415  quick --help
 
-    with Redis.from_url(settings.redis_url) as client:
+    with connect(settings.redis_url) as client:
         yield client

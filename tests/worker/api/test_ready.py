@@ -20,7 +20,8 @@ LONG_AGO = "1767225600000-0"
 @pytest.fixture
 def redis(app: FastAPI) -> Any:
     """A Redis with a living worker, which the app finds."""
-    redis = fakeredis.FakeRedis()
+    redis: Any = fakeredis.FakeRedis()
+    redis.info = lambda _section: {"used_memory": 1, "maxmemory": 0}  # it has no INFO of its own
     app.state.services = replace(app.state.services, redis=redis)
     app.state.checks = checks_of(app.state.services)
     redis.zadd(OWNERS, {"host:1:aaaa": redis.time()[0] * 1000 + 60_000})
@@ -43,7 +44,7 @@ def test_alive_and_ready(client: Client, redis: Any) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     answer = client.get("/readyz")
     assert answer.status_code == 200
-    names = ("database", "redis", "keys", "workers", "intake")
+    names = ("database", "redis", "keys", "workers", "intake", "room")
     assert answer.json() == {"status": "ready", "checks": dict.fromkeys(names, "ok")}
 
 
@@ -71,7 +72,7 @@ def test_a_lost_key(
 
 
 def test_redis_away(client: Client) -> None:
-    assert why(client).keys() == {"redis", "workers", "intake"}
+    assert why(client).keys() == {"redis", "workers", "intake", "room"}
     assert client.get("/healthz").status_code == 200
 
 
@@ -110,4 +111,13 @@ def test_a_backlog_whose_reader_is_gone_is_not(
 
 def test_fresh_events_may_wait_a_little(client: Client, redis: Any) -> None:
     redis.xadd(INTAKE, {"event": "{}"})
+    assert why(client) == {}
+
+
+def test_a_full_store_is_not(client: Client, redis: Any) -> None:
+    memory = {"used_memory": 80, "maxmemory": 100}
+    redis.info = lambda _section: memory
+    (reason,) = why(client).values()
+    assert "takes no events from 70% on" in reason
+    memory["used_memory"] = 60
     assert why(client) == {}

@@ -1,0 +1,92 @@
+"""Workers that live and do not consume: it shows, and they end themselves to be started again."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from celery import Celery
+
+from tests.faults.scene import WINDOW, Make
+from tests.stack import end, eventually, family
+
+pytestmark = pytest.mark.processes
+QUICKLY = "import worker.watchdog as w; w.STUCK_SECONDS, w.LOOK_SECONDS = 5, 0.5\n"
+HANGS = """
+import time
+from pathlib import Path
+from worker.clock import StoreClock
+real = StoreClock.set
+def set_or_hang(self, now_ms):
+    while Path({hang!r}).exists():
+        time.sleep(0.1)
+    real(self, now_ms)
+StoreClock.set = set_or_hang
+"""
+
+
+def changed(folder: Path, *lines: str) -> dict[str, str]:
+    """Return the environment of a process that runs `lines` first."""
+    (folder / "sitecustomize.py").write_text("".join(lines))
+    return {"PYTHONPATH": f"{folder}:{Path.cwd()}"}
+
+
+@pytest.mark.slow
+@pytest.mark.row("L", "a delivery loop hangs: its process ends itself")
+def test_a_loop_hangs(scene: Make, tmp_path: Path) -> None:
+    hang = tmp_path / "hang"
+    with scene({"ONWARD_CONCURRENCY": "1"}) as s:
+        s.hook("a")
+        worker = s.worker(**changed(tmp_path, QUICKLY, HANGS.format(hang=str(hang))))
+        s.send(100)
+        s.reached(100)
+        (pid,) = s.owners()
+        hang.touch()
+        s.send(100)
+        eventually(lambda: "has not moved" in s.log(worker.name), 60, "noticed")
+        eventually(lambda: not psutil.pid_exists(int(pid)), 60, "and ended")
+        hang.unlink()
+        s.reached(200)
+        assert worker.running
+        s.check(duplicates=WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row("L", "a worker consumes no hint: it ends itself, and another goes on")
+def test_a_worker_does_not_consume(scene: Make, tmp_path: Path) -> None:
+    with scene() as s:
+        s.hook("a")
+        worker = s.worker(**changed(tmp_path, QUICKLY))
+        s.send(100)
+        s.reached(100)
+        control: Any = Celery(broker=s.settings.broker_url).control
+        (queue,) = {name for name in s.queues() if name.startswith("onward.drain.")}
+        assert control.cancel_consumer(queue, reply=True, timeout=30, limit=1)
+        for child in s.children(worker):  # who drained is not asked again
+            end(child, 9)
+        s.send(100)
+        eventually(lambda: not worker.running, 60, "it ends")
+        assert worker.process
+        assert worker.process.returncode == 70
+        s.again(worker)
+        s.reached(200)
+        s.check(duplicates=WINDOW)
+
+
+@pytest.mark.slow
+@pytest.mark.row("L", "all workers stopped: not ready, and ready again")
+def test_nobody_consumes(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a")
+        worker, api = s.worker(), s.api()
+        s.send(100)
+        s.reached(100)
+        assert not api.faults()
+        assert worker.process
+        with s.frozen(family(worker.process.pid)):
+            s.send(100)
+            eventually(lambda: "workers" in api.faults(), 60, "it says so")
+            eventually(lambda: "intake" in api.faults(), 60, "and that events wait unread")
+        s.reached(200)
+        eventually(lambda: not api.faults(), 60, "ready")
+        s.check(duplicates=WINDOW)
