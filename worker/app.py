@@ -22,6 +22,7 @@ from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
 
 from worker import logs, metrics, traces
+from worker.connection import losable
 from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
 from worker.store.database import make_engine
@@ -68,7 +69,7 @@ def redis() -> Any:
 
 def async_redis(**more: Any) -> Any:
     """Return a client of the events' Redis for the running loop."""
-    return AsyncRedis.from_url(settings().redis_url, protocol=2, **{**SOCKET, **more})
+    return losable(AsyncRedis.from_url(settings().redis_url, protocol=2, **{**SOCKET, **more}))
 
 
 @cache
