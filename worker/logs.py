@@ -5,7 +5,18 @@ import sys
 
 import structlog
 
+from worker.away import AWAY, told
 from worker.settings import WorkerSettings
+
+
+def in_one_line(record: logging.LogRecord) -> bool:
+    """Tell of a server that is away without a traceback, whoever noticed: none of it is a bug."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, AWAY):
+        said, why = " ".join(record.getMessage().split()), told(error)
+        record.msg = said if why in said else f"{said}: {why}"
+        record.args, record.exc_info, record.exc_text = (), None, None
+    return True
 
 
 def configure(settings: WorkerSettings) -> None:
@@ -23,6 +34,7 @@ def configure(settings: WorkerSettings) -> None:
         else structlog.processors.JSONRenderer()
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(in_one_line)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
