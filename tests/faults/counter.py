@@ -17,7 +17,7 @@ from typing import Self
 from tests.faults.proxy import reset
 
 ANSWERS = {
-    "take": b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"code\":200}",
+    "take": b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"code":200}',
     "fail": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
     "throttle": b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
     "refuse": b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",

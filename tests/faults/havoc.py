@@ -12,8 +12,6 @@ from random import Random
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
 from tests.stack import end, family
 
 if TYPE_CHECKING:
@@ -324,8 +322,11 @@ class Havoc:
     With `database_away` the database is there only for some seconds now and then.
     """
 
-    def __init__(self, soak: "Soak", seed: int, *, database_away: bool) -> None:
+    def __init__(
+        self, soak: "Soak", seed: int, places: set[str] = PLACES, *, database_away: bool
+    ) -> None:
         self.soak = soak
+        self.places = places - ({"database"} if database_away else set())
         self.chance = Random(seed)
         self.played: list[Played] = []
         self._running: list[tuple[Played, ExitStack, float]] = []
@@ -351,11 +352,11 @@ class Havoc:
         if now < self._next[""]:
             return
         self._next[""] = float("inf")
-        taken = {"database"} if self._away else set()
-        first = self._pick(PLACES - taken)
+        first = self._pick(self.places)
         self._play(first, self.chance.uniform(*first.seconds))
-        if self.chance.random() < OVERLAP:
-            second = self._pick(PLACES - taken - {first.where})
+        others = self.places - {first.where}
+        if others and self.chance.random() < OVERLAP:
+            second = self._pick(others)
             self._play(second, self.chance.uniform(*second.seconds))
 
     def _pick(self, places: set[str]) -> Fault:

@@ -29,21 +29,22 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.counter import Counter, Receiver
-from tests.faults.havoc import SETTLES, Havoc, Played
+from tests.faults.havoc import PLACES, SETTLES, Havoc, Played
 from tests.faults.invariants import accounts_of, no_secret_shown, nothing_left, suspensions
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Event, Scene, users_of
-from tests.stack import PROJECT, Part, eventually, family
+from tests.stack import PROJECT, eventually
 from worker.intake import publish
 from worker.sample import events
 from worker.state import UNSHARDED, Keys, shard_of
-from worker.supervisor import onward
+from worker.supervisor import Part, onward
 
 EXAMPLES = """examples:
   make soak                                        five minutes, and a new seed
   python -m tests.faults.soak --seed 7             the faults of seed 7 again
   python -m tests.faults.soak --database-away      all that while the database is mostly away
+  python -m tests.faults.soak --only store,worker  no other faults than theirs
   python -m tests.faults.soak --minutes 60 --rate 200 --keep /tmp/soak
 """
 WORKERS = 3
@@ -62,7 +63,7 @@ PROJECTS = {  # how its events are published; who receives them
     "prj_batches": ("batches", ("c", "d")),
     "prj_plain": ("unsharded", ("e",)),
 }
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class Soak(Scene):
@@ -426,7 +427,8 @@ def _soak(folder: Path, given: argparse.Namespace) -> Verdicts:
             Producer(soak, project, way, given.rate / len(PROJECTS), given.seed)
             for project, (way, _) in PROJECTS.items()
         ]
-        havoc = Havoc(soak, given.seed, database_away=given.database_away)
+        places = set(given.only.split(",")) if given.only else PLACES
+        havoc = Havoc(soak, given.seed, places, database_away=given.database_away)
         for producer in producers:
             producer.start()
         soak.began = time.monotonic()
@@ -459,7 +461,7 @@ def _leave(found: Verdicts, soak: Soak) -> None:
 
 def _tell(havoc: Havoc) -> None:
     counts = Counts(one.fault.name for one in havoc.played)
-    told = ", ".join(f"{name} × {count}" for name, count in sorted(counts.items()))
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     console.print(f"{len(havoc.played)} faults: {told}")
 
 
@@ -480,8 +482,14 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the faults (new)")
     parser.add_argument("--rate", type=float, default=60, help="events a second in all (60)")
     parser.add_argument("--database-away", action="store_true", help="mostly, for 15 to 90 s")
+    parser.add_argument(
+        "--only", metavar="PLACES", help=f"faults of these alone: {','.join(sorted(PLACES))}"
+    )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="put the logs there")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if unknown := set((given.only or "").split(",")) - PLACES - {""}:
+        parser.error(f"no such place: {', '.join(sorted(unknown))}")
+    return given
 
 
 if __name__ == "__main__":
