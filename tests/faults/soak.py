@@ -352,13 +352,13 @@ def _explained(receiver: Receiver, id_: str, played: list[Played]) -> bool:
 
 
 def overtakings(receiver: Receiver, sent: list[Event]) -> Iterator[tuple[str, str, str]]:
-    """Yield (user, event, a later one of theirs that arrived before it) of first arrivals."""
+    """Yield (user, event, a later one of theirs that arrived before it)."""
     place = {id_: number for number, id_ in enumerate(receiver.first)}
     for user, theirs in users_of(sent).items():
         last, latest = -1, ""
         for id_ in theirs:
             if id_ in place and place[id_] < last:
-                yield user, id_, latest
+                yield user, latest, id_
             elif id_ in place:
                 last, latest = place[id_], id_
 
