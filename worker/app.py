@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from kombu.transport.redis import QoS as RedisQoS
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
@@ -111,6 +112,7 @@ def make_celery() -> Celery:
             **SOCKET,
         },
     )
+    RedisQoS.restore_at_shutdown = False  # hints: and on a link that is gone it ends the worker
     made.steps["worker"].add(Ticking)
     return made
 
