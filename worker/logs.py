@@ -4,15 +4,20 @@ import logging
 import sys
 
 import structlog
+from billiard.exceptions import WorkerLostError
 
 from worker.away import AWAY, told
 from worker.settings import WorkerSettings
 
 
 def in_one_line(record: logging.LogRecord) -> bool:
-    """Tell of a server that is away without a traceback, whoever noticed: none of it is a bug."""
+    """Tell of a server that is away, or a child that was killed, without a traceback.
+
+    Whichever library noticed: none of it is a bug, and where it was noticed tells nobody anything.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, AWAY):
+    error = getattr(error, "exc", error)  # the pool's way to bring one from a child
+    if isinstance(error, (*AWAY, WorkerLostError)):
         said, why = " ".join(record.getMessage().split()), told(error)
         record.msg = said if why in said else f"{said}: {why}"
         record.args, record.exc_info, record.exc_text = (), None, None

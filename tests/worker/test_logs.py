@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import pytest
+from billiard.exceptions import WorkerLostError
 from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as LostConnection
 from sqlalchemy.exc import OperationalError
@@ -26,6 +27,7 @@ def logged(error: Exception, told: str, *args: Any) -> logging.LogRecord:
     [
         (LostConnection("Connection refused."), "Will retry a: Connection refused."),
         (BusyLoadingError("loading"), "Will retry a: loading"),
+        (WorkerLostError("signal 9"), "Will retry a: signal 9"),
         (OperationalError("", {}, Exception("it\nis gone")), "Will retry a: it is gone"),
     ],
 )  # fmt: skip
