@@ -340,7 +340,9 @@ class Havoc:
             while time.monotonic() < until:
                 self._mend(time.monotonic())
                 self._begin(time.monotonic())
-                self.soak.tend()
+                self.soak.tend(
+                    reachable=all(one.fault.where != "database" for one, *_ in self._running)
+                )
                 time.sleep(0.1)
         finally:
             self._mend(float("inf"))

@@ -51,6 +51,7 @@ WORKERS = 3
 USERS = 20  # of a project: few, so that the events of one are close together
 DRAIN_SECONDS = 240
 LEAVE_SECONDS = 30
+OPERATOR_SECONDS = 3.0  # until somebody activates what was suspended
 STEP = 0.1  # s between what a producer publishes
 BURST = 0.01  # of the steps
 QUICKLY = {
@@ -81,7 +82,7 @@ class Soak(Scene):
         self.late: list[str] = []  # workers that did not leave in time
         self.revived = 0
         self.began = time.monotonic()
-        self._activated = self._shown = 0.0
+        self._looked = self._shown = 0.0
 
     def serve(self) -> None:
         """Leave the sandbox out: the counter is there already."""
@@ -123,20 +124,20 @@ class Soak(Scene):
             f"{duty - arrived:>6,} to go {again:>5,} twice"
         )
 
-    def tend(self) -> None:
-        """Do what a supervisor and an operator do: start what died, activate what is suspended."""
+    def tend(self, *, reachable: bool = True) -> None:
+        """Do what a supervisor and an operator do: start what died, activate what is suspended.
+
+        `reachable`: whether the database is there for the operator.
+        """
         for part in self.workers:
             if part.name not in self.down and not part.running:
                 self.told(f"{part.name} ended ({part.process and part.process.returncode})")
                 self.revived += 1
                 self.start(part)
-
-    def activate_all(self) -> int:
-        """Activate what is suspended; return how many that were."""
-        ids = [one for one in self.receivers if self.state(one).active == 2]
-        for one in ids:
-            self.activate(one)
-        return len(ids)
+        if reachable and time.monotonic() > self._looked + OPERATOR_SECONDS:
+            self._looked = time.monotonic()
+            for one in [one for one in self.receivers if self.state(one).active == 2]:
+                self.activate(one)
 
     def leave(self, part: Part) -> None:
         """Wait until a worker has left; kill it, and remember, if it takes too long."""
@@ -159,8 +160,6 @@ class Soak(Scene):
                 self.told("all is mended; draining")
             if self.settled() and not any(line.waiting for line in self.balance().lines):
                 return True
-            if self.activate_all():
-                time.sleep(2)
             time.sleep(0.5)
         return False
 
@@ -274,8 +273,9 @@ class Verdicts:
 def verdicts_of(soak: Soak, havoc: Havoc, *, drained: bool) -> Verdicts:
     """Compare what the counter saw with what was accepted, and with what the service says."""
     found = Verdicts()
-    found.add("all drained once all was mended", "yes" if drained else "no", "yes", held=drained)
     pairs = {one: (soak.receiver(one), soak.sent[soak.receivers[one][2]]) for one in soak.receivers}
+    _tell(havoc.played, pairs)
+    found.add("all drained once all was mended", "yes" if drained else "no", "yes", held=drained)
     _arrivals(found, soak, havoc.played, pairs)
     _audit(found, soak, pairs)
     flips = soak.flips()
@@ -346,9 +346,12 @@ def in_hand(one: Played, pairs: Pairs) -> int:
 def _explained(receiver: Receiver, id_: str, played: list[Played]) -> bool:
     """Whether a fault was there when an event arrived that came again."""
     at = receiver.first[id_]
-    return id_ in receiver.cut or any(
-        one.fault.repeats and one.began - 1 < at < one.ended + SETTLES for one in played
-    )
+    return id_ in receiver.cut or any(may_repeat(one, at) for one in played)
+
+
+def may_repeat(one: Played, at: float) -> bool:
+    """Whether what arrived at `at` (monotonic) may come again because of this fault."""
+    return one.fault.repeats and one.began - 1 < at < one.ended + SETTLES
 
 
 def overtakings(receiver: Receiver, sent: list[Event]) -> Iterator[tuple[str, str, str]]:
@@ -441,7 +444,6 @@ def _soak(folder: Path, given: argparse.Namespace) -> Verdicts:
         drained = soak.drain()
         found = verdicts_of(soak, havoc, drained=drained)
         _leave(found, soak)
-        _tell(havoc)
     return found
 
 
@@ -459,10 +461,25 @@ def _leave(found: Verdicts, soak: Soak) -> None:
     found.add("workers that died by themselves", soak.revived, "0", held=not soak.revived)
 
 
-def _tell(havoc: Havoc) -> None:
-    counts = Counts(one.fault.name for one in havoc.played)
-    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    console.print(f"{len(havoc.played)} faults: {told}")
+def _tell(played: list[Played], pairs: Pairs) -> None:
+    """Print what was played, and what came twice of what was in hand then."""
+    again = Counts[int]()
+    for receiver, _ in pairs.values():
+        for id_, _ in receiver.again:
+            at = receiver.first[id_]
+            blamed = [n for n, one in enumerate(played) if may_repeat(one, at)]
+            again[blamed[-1] if blamed else -1] += 1
+    table = Table(
+        "fault", "times", "in hand", "twice", title="what was broken", title_justify="left"
+    )
+    for name in sorted({one.fault.name for one in played}):
+        times = [(n, one) for n, one in enumerate(played) if one.fault.name == name]
+        hand = sum(in_hand(one, pairs) for _, one in times)
+        table.add_row(name, str(len(times)), f"{hand:,}", f"{sum(again[n] for n, _ in times):,}")
+    table.add_row(
+        "answers cut off", "", f"{sum(len(r.cut) for r, _ in pairs.values()):,}", f"{again[-1]:,}"
+    )
+    console.print(table)
 
 
 def _keep(folder: Path, where: Path) -> None:
