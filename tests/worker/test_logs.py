@@ -10,7 +10,7 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as LostConnection
 from sqlalchemy.exc import OperationalError
 
-from worker.logs import in_one_line
+from worker.logs import ONCE_SECONDS, Once, in_one_line
 
 
 def logged(error: Exception, told: str, *args: Any) -> logging.LogRecord:
@@ -42,3 +42,19 @@ def test_what_was_said_already_is_not_said_again() -> None:
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     assert logged(ResponseError("WRONGTYPE"), "It failed").exc_info
+
+
+def test_the_same_line_again_is_dropped_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    once = Once()
+
+    def printed(level: int, told: str) -> bool:
+        return bool(once.filter(logging.LogRecord("a", level, __file__, 1, told, (), None)))
+
+    assert [printed(logging.WARNING, told) for told in ("x", "x", "y", "x")] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert [printed(logging.INFO, "x") for _ in range(2)] == [True, True]
+    now += ONCE_SECONDS
+    assert printed(logging.WARNING, "x")
