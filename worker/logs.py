@@ -3,14 +3,13 @@
 import logging
 import sys
 import time
-from typing import Any
-
 import structlog
 from billiard.exceptions import WorkerLostError
 
 from worker.away import AWAY, told
 from worker.settings import WorkerSettings
 
+EXPECTED: tuple[type[Exception], ...] = (*AWAY, WorkerLostError)
 ONCE_SECONDS = 10.0
 LINES = 1_000  # remembered
 
@@ -20,9 +19,9 @@ def in_one_line(record: logging.LogRecord) -> bool:
 
     Whichever library noticed: none of it is a bug, and where it was noticed tells nobody anything.
     """
-    error: Any = record.exc_info[1] if record.exc_info else None
-    error = getattr(error, "exc", error)  # the pool's way to bring one from a child
-    if isinstance(error, (*AWAY, WorkerLostError)):
+    thrown = record.exc_info[1] if record.exc_info else None
+    error = getattr(thrown, "exc", thrown)  # the pool's way to bring one from a child
+    if isinstance(error, EXPECTED):
         said, why = " ".join(record.getMessage().split()), told(error)
         record.msg = said if why in said else f"{said}: {why}"
         record.args, record.exc_info, record.exc_text = (), None, None
