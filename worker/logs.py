@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+
 import structlog
 from billiard.exceptions import WorkerLostError
 

@@ -41,7 +41,7 @@ class Receiver:
     first: dict[str, float] = field(default_factory=dict)  # id: when, in order (monotonic)
     again: list[tuple[str, float]] = field(default_factory=list)
     answered: dict[str, float] = field(default_factory=dict)  # id: when it was last
-    cut: set[str] = field(default_factory=set)  # whose answer was cut off: they come again
+    cut: Counts[str] = field(default_factory=Counts)  # whose answer was cut off: they come again
 
     def take(self, ids: list[str]) -> None:
         now = time.monotonic()

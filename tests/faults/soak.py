@@ -477,7 +477,10 @@ def _tell(played: list[Played], pairs: Pairs) -> None:
         hand = sum(in_hand(one, pairs) for _, one in times)
         table.add_row(name, str(len(times)), f"{hand:,}", f"{sum(again[n] for n, _ in times):,}")
     table.add_row(
-        "answers cut off", "", f"{sum(len(r.cut) for r, _ in pairs.values()):,}", f"{again[-1]:,}"
+        "answers cut off",
+        "",
+        f"{sum(r.cut.total() for r, _ in pairs.values()):,}",
+        f"{again[-1]:,}",
     )
     console.print(table)
 
