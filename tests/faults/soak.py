@@ -321,7 +321,7 @@ def _arrivals(found: Verdicts, soak: Soak, played: list[Played], pairs: Pairs) -
     found.add("lost", lost, "0", held=not lost)
     found.add("arrived, and never accepted", strangers, "0", held=not strangers)
     allowed = sum(in_hand(one, pairs) for one in played) + sum(
-        len(r.cut) for r, _ in pairs.values()
+        r.cut.total() for r, _ in pairs.values()
     )
     found.add("duplicates", again, f"{allowed:,} in hand at faults", held=again <= allowed)
     found.add("duplicates without a fault", unexplained, "0", held=not unexplained)
