@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 LOCK := $(UV) pip compile -q pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test test-all check fmt lock bench bench-quick faults new-provider
+.PHONY: help install run demo test test-all check fmt lock bench bench-quick faults soak new-provider
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test-all: install  ## every test
 
 faults: install  ## break everything, account for every event; ends with a table of what held
 	@$(PY) -m pytest -q tests/faults --durations=0 --durations-min=60
+
+soak: install  ## faults at random moments for 5 minutes, and a count from outside; more: python -m tests.faults.soak --help
+	@$(PY) -m tests.faults.soak
 
 check: install  ## formatter, linter, strict types, import rules, lock up to date
 	@.venv/bin/ruff format --check .

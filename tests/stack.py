@@ -80,12 +80,11 @@ class Stack:
         (self.folder / "log").mkdir(parents=True)
         self.start(self.store)
         wait_for_redis(self.settings.redis_url)
-        self.start(Part("sandbox", onward("sandbox", "--port", str(self.sandbox_port))))
+        self.serve()
         upgrade(self.settings.database_url)
         self.engine = make_engine(self.settings.database_url)
         with self.engine.begin() as connection:
             projects.create_project(connection, "Test", PROJECT)
-        eventually(self._sandbox_answers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,6 +95,11 @@ class Stack:
                 part.process.wait()
         self.redis.close()
         self.engine.dispose()
+
+    def serve(self) -> None:
+        """Start the upstreams."""
+        self.start(Part("sandbox", onward("sandbox", "--port", str(self.sandbox_port))))
+        eventually(self._sandbox_answers)
 
     def start(self, part: Part) -> None:
         part.start(self.folder / "log" / f"{part.name}.log")

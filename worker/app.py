@@ -17,9 +17,11 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from kombu.transport.redis import QoS as RedisQoS
 from sqlalchemy import Engine
 
 from worker import logs, metrics, servers, traces
+from worker.connection import losable
 from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
 from worker.store.database import make_engine
@@ -67,7 +69,7 @@ def redis() -> Any:
 
 def async_redis(**more: Any) -> Any:
     """Return a client of the events' Redis for the running loop."""
-    return servers.connect_async(settings().redis_url, protocol=2, **{**SOCKET, **more})
+    return losable(servers.connect_async(settings().redis_url, protocol=2, **{**SOCKET, **more}))
 
 
 @cache
@@ -111,6 +113,7 @@ def make_celery() -> Celery:
             **options,
         },
     )
+    RedisQoS.restore_at_shutdown = False  # hints: and on a link that is gone it ends the worker
     made.steps["worker"].add(Ticking)
     return made
 

@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Engine
 
 from providers.kit import InvalidSettings, Limits, Provider, Settings, read_settings
+from worker.away import AWAY, told
 from worker.mask import Mask
 from worker.policy import Policy, policy_of
 from worker.registry import UnknownProvider, provider_of
@@ -26,6 +27,7 @@ from worker.store.secrets import KeyRing
 
 log = logging.getLogger(__name__)
 
+STAYS = "The database did not give the configuration (%s); the last one stays"
 REFRESH_SECONDS = 2.0
 USABLE_SECONDS = 60.0  # older than this, new entries wait: nothing is routed by stale settings
 LONG_LINGER = timedelta(seconds=1)  # beyond it a batch gathers in the lane, not in memory
@@ -116,11 +118,17 @@ class Directory:
         """Refresh from now on in a thread; `changed` is called after each reading."""
 
         def run() -> None:
+            trouble = ""
             while not self._stopped.wait(REFRESH_SECONDS):
                 try:
                     self.refresh()
-                except Exception:
-                    log.exception("The database did not give the configuration; the last one stays")
+                    trouble = ""
+                except AWAY as error:
+                    if told(error) != trouble:
+                        log.warning(STAYS, told(error))
+                    trouble = told(error)
+                except Exception as error:
+                    log.exception(STAYS, type(error).__name__)
                 if changed:
                     changed()
 

@@ -46,7 +46,8 @@ class Reader:
         try:
             for shard in [s for s in shards.values() if s.reads and s.unsure]:
                 await self._sure(shard)
-            await self._read([shard for shard in shards.values() if shard.reads])
+            # not one that could be committed again just now, and has not looked yet
+            await self._read([s for s in shards.values() if s.reads and not s.unsure])
         except RedisError as error:
             log.warning("The intake could not be read (%s); trying again", error)
             for shard in shards.values():

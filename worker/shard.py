@@ -53,7 +53,8 @@ class Shard:
     progress: dict[bytes, tuple[list[str], list[str]]] = field(default_factory=dict)
     unwritten: "Written | None" = None  # built, and not yet confirmed
     acked: set[bytes] = field(default_factory=set)  # acknowledged, and not yet committed
-    unsure: bool = False  # an answer was lost: entries may be ours without our knowing
+    unsure: bool = True  # entries may be ours without our knowing: an answer was lost, or it
+    # came for our last lease of this shard, after what was left of that one was taken over
     stuck: bool = False  # the last commit did not go through
     retry_at: float = 0.0  # monotonic: not committed before
     opening: bool = False  # what its last owner left comes first

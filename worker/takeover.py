@@ -49,7 +49,11 @@ class Takeover:
         counts = await self.state.pending([shard.keys for shard in shards])
         for shard, pending in zip(shards, counts, strict=True):
             for other in pending.keys() - {self.token}:
-                await self._adopt(shard, other)
+                try:
+                    await self._adopt(shard, other)
+                except RedisError:
+                    shard.unsure = True  # what was claimed is ours, and not in hand
+                    raise
 
     async def _adopt(self, shard: Shard, other: str) -> None:
         redis, intake = self.state.redis, shard.keys.intake

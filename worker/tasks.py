@@ -3,6 +3,9 @@
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvloop
 from redis.asyncio.retry import Retry
@@ -10,6 +13,7 @@ from redis.backoff import NoBackoff
 
 from worker import app
 from worker.app import celery
+from worker.away import AWAY, told
 from worker.drain import Drain
 from worker.record import record as record_journal
 from worker.settings import SLICE_SECONDS
@@ -28,9 +32,13 @@ def drain() -> None:
         return
     try:
         uvloop.run(_drain(time.monotonic() + SLICE_SECONDS))
+    except AWAY as error:
+        log.warning("No shard can be drained (%s); the ticker has it tried again", told(error))
+        return
     finally:
         app.leave_slot(slot)
-        if not app.stopping.value:
+    if not app.stopping.value:
+        with suppress(*AWAY):  # the ticker hints, too
             hint_drain()
 
 
@@ -59,12 +67,21 @@ def hint_drain() -> None:
 @celery.task(name="onward.record", ignore_result=True)
 def record() -> None:
     """Move the journals to the database; of several at once, one does it."""
-    redis = app.redis()
-    mine = f"{os.getpid()}:{time.monotonic_ns()}"
-    if not redis.set(RECORDING, mine, nx=True, px=RECORDING_MS):
-        return
     try:
-        record_journal(redis, app.engine(), app.settings().shards)
+        with _the_recorder(app.redis()) as ours:
+            if ours:
+                record_journal(app.redis(), app.engine(), app.settings().shards)
+    except AWAY as error:
+        log.warning("The journal waits to be recorded (%s)", told(error))
+
+
+@contextmanager
+def _the_recorder(redis: Any) -> Iterator[bool]:
+    """Say whether nobody else records meanwhile."""
+    mine = f"{os.getpid()}:{time.monotonic_ns()}"
+    ours = bool(redis.set(RECORDING, mine, nx=True, px=RECORDING_MS))
+    try:
+        yield ours
     finally:
-        if redis.get(RECORDING) == mine.encode():
+        if ours and redis.get(RECORDING) == mine.encode():
             redis.delete(RECORDING)

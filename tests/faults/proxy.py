@@ -59,7 +59,7 @@ class Proxy:
 
         async def all_of_them() -> None:
             for writer in list(self._streams):
-                _reset(writer)
+                reset(writer)
 
         asyncio.run_coroutine_threadsafe(all_of_them(), self._loop).result(10)
 
@@ -87,7 +87,7 @@ class Proxy:
         try:
             far_reader, far_writer = await self._dial()
         except OSError:
-            _reset(writer)
+            reset(writer)
             return
         self._streams.add(far_writer)
         ways = [
@@ -121,13 +121,13 @@ class Proxy:
                     self.cut_after = None
                     writer.write(piece[:left])
                     await writer.drain()
-                    _reset(writer)
+                    reset(writer)
                     return
             writer.write(piece)
             await writer.drain()
 
 
-def _reset(writer: asyncio.StreamWriter) -> None:
+def reset(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     if connection is not None:
         with suppress(OSError):

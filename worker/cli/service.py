@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -188,7 +189,7 @@ def worker() -> None:
     import tempfile  # noqa: PLC0415  quick --help
 
     from worker import logs, metrics  # noqa: PLC0415
-    from worker.checks import check_redis  # noqa: PLC0415
+    from worker.checks import wait_and_check  # noqa: PLC0415
 
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         metrics.prepare(Path(tempfile.mkdtemp(prefix="onward-metrics-")))
@@ -198,8 +199,9 @@ def worker() -> None:
     settings = app.settings()
     logs.configure(settings)
     _warn_of_misspelt()
-    for warning in check_redis(app.redis()):
-        typer.echo(f"onward: Redis: {warning}", err=True)
+    say = partial(typer.echo, err=True)
+    for warning in wait_and_check(app.redis(), lambda line: say(f"onward: {line}")):
+        say(f"onward: Redis: {warning}")
     if settings.metrics_port:
         try:
             metrics.serve(settings.metrics_port, settings.metrics_host)
