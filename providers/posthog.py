@@ -160,8 +160,8 @@ def encode(events: Sequence[Event], settings: PosthogSettings, context: Context)
 
 
 def _event(event: Event, settings: PosthogSettings) -> Mapping[str, Json] | Skipped:
-    for category, prefix in CATEGORIES.items():
-        if event.name.startswith(prefix) and not settings.categories.get(category, True):
+    for category, sent in settings.categories.items():
+        if not sent and event.name.startswith(CATEGORIES[category]):
             return Skipped("switched_off", f"{category} are switched off (see categories)")
     user = user_id(event, settings.user_property_for_distinct_id, refused=REFUSED)
     if not user:

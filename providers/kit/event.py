@@ -6,7 +6,6 @@ Texts are "" and objects None where the producer did not know. Amounts keep the 
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from functools import cached_property
 from hashlib import sha1
 from typing import Any
 from uuid import NAMESPACE_URL
@@ -60,7 +59,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
         return re.split(r"[_-]", self.locale)[0]
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An accepted event; see the field table of the event reference in the README.
 
     `name` is canonical. `time` and `created_at` are Unix seconds. `extras` are the members the
@@ -97,7 +96,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether it is a purchase in a store's test environment: no real money."""
         return self.environment == "sandbox"
 
-    @cached_property
+    @property
     def stable_id(self) -> str:
         """A UUID for upstreams that want one: the same on every attempt, other for a refund."""
         if _UUID.fullmatch(self.id):

@@ -36,15 +36,17 @@ def user_id(
     values (lower case) the upstream takes for nobody; so is an id of fewer than `shortest`
     characters.
     """
-    candidates = [
+    for candidate in (
         event.properties.get(own_property, "") if own_property else "",
         event.identity_id,
         event.custom_user_id,
         event.properties.get("_q_custom_user_id", ""),
         event.user_id if anonymous else "",
-    ]
-    found = (usable(candidate, refused) for candidate in candidates)
-    return next((value for value in found if value and len(value) >= shortest), "")
+    ):
+        value = usable(candidate, refused) if candidate else ""
+        if value and len(value) >= shortest:
+            return value
+    return ""
 
 
 def property_of(event: Event, *keys: str | None) -> str:
