@@ -204,7 +204,7 @@ def test_held_events_expire_by_count(scene: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.row("H", "100,000 held: the oldest 500 more expire; a probe, a ramp, in order")
+@pytest.mark.row("H", "105,050 for a held pipeline: 100,000 stay, in order")
 def test_a_hundred_thousand_held(scene: Make) -> None:
     with scene(STRICT) as s:
         amplitude = s.other("amplitude")
@@ -225,8 +225,7 @@ def test_a_hundred_thousand_held(scene: Make) -> None:
         fresh = s.send(100, users=1_000)
         (accounts,) = s.check(ordered=True, flips=1, seconds=180).values()
         assert ids_of(fresh) <= accounts.taken.keys()
-        times = [call["at"] for call in s.last_calls("amplitude")[before:]]
-        assert len(times) >= 100_000 // 2_000
+        assert len(s.last_calls("amplitude")) - before >= 100_000 // 2_000, "in full batches"
 
 
 @pytest.mark.slow
