@@ -10,7 +10,7 @@ from redis.exceptions import TimeoutError as NoAnswer
 
 OLDEST = (7, 0)
 CLOCK_SECONDS = 5.0
-PATIENCE_SECONDS = 30.0  # one that restarts, or reads its file, is back by then
+PATIENCE_SECONDS = 20.0  # one that restarts, or reads its file, is back by then
 
 
 class UnfitRedis(RuntimeError):
@@ -20,7 +20,7 @@ class UnfitRedis(RuntimeError):
 def wait_and_check(redis: Any, say: Callable[[str], object]) -> list[str]:
     """Return what `check_redis` does, as soon as there is a Redis to ask.
 
-    Raises redis-py's error where there is none for half a minute.
+    Raises redis-py's error where there is none for that long.
     """
     deadline, silent = time.monotonic() + PATIENCE_SECONDS, True
     while True:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worker.supervisor import Part
 
 Play = Callable[["Soak", Random], AbstractContextManager[None]]
+READY_SECONDS = 15.0  # until a worker is up: Celery ends if all its children die before
 CALM = (0.5, 3.0)  # s between faults
 OVERLAP = 0.3  # of the faults have a second one beside them
 SETTLES = 2.0  # s after a store or a link is back, until all have noticed
@@ -81,8 +82,10 @@ def _down(s: "Soak", chance: Random) -> Iterator["Part"]:
 
 @fault("worker", "a worker's children: kill -9", 0, 1)
 def _children_killed(s: "Soak", chance: Random) -> Iterator[None]:
-    for child in s.children(chance.choice(s.workers)):
-        end(child, SIGKILL)
+    part = chance.choice(s.workers)
+    if time.monotonic() - part.started > READY_SECONDS:
+        for child in s.children(part):
+            end(child, SIGKILL)
     yield
 
 
