@@ -28,22 +28,32 @@ STATES = {0: "off", 1: "on", 2: "suspended"}
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What waits for one integration: how many, and when the first was accepted (ms)."""
+    """What waits for one integration: how many, when the first was accepted (ms), in how much."""
 
     length: int
     accepted: float
+    size: int  # bytes of Redis, about
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What waits, and where. Ages are seconds, 0 where nothing waits; `now` is ms."""
+    """What waits, and where. Ages are seconds, 0 where nothing waits; `now` is ms.
+
+    `streams` are the bytes of Redis that intake and journal take, about.
+    """
 
     now: float
     intake: int
     intake_age: float
     journal: int
     journal_age: float
+    streams: int
     lanes: dict[str, Lane]
+
+    @property
+    def size(self) -> int:
+        """Bytes of Redis that all of it takes, about."""
+        return self.streams + sum(lane.size for lane in self.lanes.values())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -64,21 +74,28 @@ def waits(redis: Any, shards: int) -> Waits:
     keys = [Keys(number) for number in range(shards)]
     pipe = redis.pipeline(transaction=False)
     for stream in [UNSHARDED, *(key.intake for key in keys), *(key.journal for key in keys)]:
-        pipe.xlen(stream)
-        pipe.xrange(stream, count=1)
+        _look(pipe, stream)
     for key in keys:
         pipe.zrange(key.due, 0, -1)
     replies = pipe.execute()
-    intakes, journals = replies[: 2 + 2 * shards], replies[2 + 2 * shards : 2 + 4 * shards]
-    due = dict(zip(keys, replies[2 + 4 * shards :], strict=True))
+    streams, due = replies[: 3 * (1 + 2 * shards)], dict(zip(keys, replies[-shards:], strict=True))
+    intakes, journals = streams[: 3 * (1 + shards)], streams[3 * (1 + shards) :]
     return Waits(
         now=now,
-        intake=sum(intakes[::2]),
-        intake_age=_age(now, intakes[1::2]),
-        journal=sum(journals[::2]),
-        journal_age=_age(now, journals[1::2]),
+        intake=sum(intakes[::3]),
+        intake_age=_age(now, intakes[1::3]),
+        journal=sum(journals[::3]),
+        journal_age=_age(now, journals[1::3]),
+        streams=sum(size or 0 for size in streams[2::3]),
         lanes=_lanes(redis, [(key, raw.decode()) for key, ids in due.items() for raw in ids]),
     )
+
+
+def _look(pipe: Any, stream: str) -> None:
+    """Ask for a stream's length, first entry, and bytes: None of one that is not there."""
+    pipe.xlen(stream)
+    pipe.xrange(stream, count=1)
+    pipe.memory_usage(stream)
 
 
 def _age(now: float, heads: Iterable[list[tuple[bytes, Any]]]) -> float:
@@ -90,13 +107,12 @@ def _age(now: float, heads: Iterable[list[tuple[bytes, Any]]]) -> float:
 def _lanes(redis: Any, places: list[tuple[Keys, str]]) -> dict[str, Lane]:
     pipe = redis.pipeline(transaction=False)
     for keys, integration in places:
-        pipe.xlen(keys.lane(integration))
-        pipe.xrange(keys.lane(integration), count=1)
+        _look(pipe, keys.lane(integration))
     replies = pipe.execute()
-    found = zip(places, replies[::2], replies[1::2], strict=True)
+    found = zip(places, replies[::3], replies[1::3], replies[2::3], strict=True)
     return {
-        integration: Lane(length, float(head[0][1][b"t"]))
-        for (_, integration), length, head in found
+        integration: Lane(length, float(head[0][1][b"t"]), size or 0)
+        for (_, integration), length, head, size in found
         if head
     }
 
@@ -149,6 +165,7 @@ class Gauges(Repeating):
             metrics.BACKLOG.labels(where).set(count)
         metrics.INTAKE_AGE.set(found.intake_age)
         metrics.JOURNAL_AGE.set(found.journal_age)
+        metrics.BACKLOG_BYTES.set(found.size)
         memory = self.redis.info("memory")
         metrics.REDIS_BYTES.set(memory["used_memory"])
         most = memory.get("maxmemory") or memory.get("total_system_memory")

@@ -60,6 +60,9 @@ def _gauge(name: str, help_: str, *labels: str) -> Gauge:
 
 
 BACKLOG = _gauge("onward_backlog_events", "Events that wait, by where", "where")
+BACKLOG_BYTES = _gauge(
+    "onward_redis_backlog_bytes", "Memory of Redis that what waits takes, outcomes included; about"
+)
 INTAKE_AGE = _gauge("onward_intake_oldest_seconds", "Age of the oldest event in the intake")
 JOURNAL_AGE = _gauge("onward_journal_oldest_seconds", "Age of the oldest outcome to be recorded")
 WAITING = _gauge(
@@ -89,8 +92,8 @@ REFRESHED = _gauge(
 )
 ALL = (
     ATTEMPTS, ATTEMPT_SECONDS, OUTCOMES, LAG_SECONDS, EVENTS, DEAD_LETTERS, SUSPENSIONS, RECORDED,
-    LEASES, BACKLOG, INTAKE_AGE, JOURNAL_AGE, WAITING, WAITING_AGE, HOLD_USED, REDIS_BYTES,
-    REDIS_RATIO, PIPELINES, INCIDENT, UNACCOUNTED, REFRESHED,
+    LEASES, BACKLOG, BACKLOG_BYTES, INTAKE_AGE, JOURNAL_AGE, WAITING, WAITING_AGE, HOLD_USED,
+    REDIS_BYTES, REDIS_RATIO, PIPELINES, INCIDENT, UNACCOUNTED, REFRESHED,
 )  # fmt: skip
 
 # What the delivery loop counts is added up here, and published with its commits: a value that is

@@ -110,6 +110,7 @@ def test_shows_what_waits_where_and_since_when(redis: Any, gauges: Gauges) -> No
     gauges.step()
     assert value("onward_backlog_events", where="intake") == 2
     assert value("onward_backlog_events", where="journal") == 1
+    assert 1_000 < (value("onward_redis_backlog_bytes") or 0) < 100_000
     assert 90 <= (value("onward_intake_oldest_seconds") or 0) < 120
     assert 30 <= (value("onward_journal_oldest_seconds") or 0) < 60
     assert backlog(redis, SHARDS) == {"intake": 2, "lanes": 0, "journal": 1}

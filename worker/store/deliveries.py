@@ -5,6 +5,7 @@ is recorded once however often it is tried, and by however many recorders.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -33,7 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DataError
 
-from worker.store import notifications
+from worker.store import audit, notifications
 from worker.store.database import reading, upserting
 from worker.store.models import (
     Attribution,
@@ -346,7 +347,8 @@ def list_tallies(connection: Connection) -> dict[tuple[str, str], int]:
 def prune(engine: Engine, ended_before: datetime, moment: datetime) -> int:
     """Delete what ended before a time, deliveries and dead letters; return how many.
 
-    A dead letter with an `expires_at` of its own stays until `moment` is past that.
+    A dead letter with an `expires_at` of its own stays until `moment` is past that; how many of a
+    project went is in the audit log.
     """
     deleted = 0
     while last := _last_old(engine, ended_before):
@@ -355,8 +357,16 @@ def prune(engine: Engine, ended_before: datetime, moment: datetime) -> int:
             deleted += connection.execute(old).rowcount
     ends = _LETTERS.c.expires_at
     over = or_(ends < moment, and_(ends.is_(None), _LETTERS.c.created_at < ended_before))
+    letters: Counter[str | None] = Counter()
     with engine.begin() as connection:
-        return deleted + connection.execute(delete(_LETTERS).where(over)).rowcount
+        gone = delete(_LETTERS).where(over).returning(_LETTERS.c.project_id)
+        letters.update(connection.execute(gone).scalars())
+        for project_id, count in letters.items():
+            told = {"count": count}
+            audit.add(
+                connection, "retention", "deadletters.expire", project_id=project_id, before=told
+            )
+    return deleted + letters.total()
 
 
 def _last_old(engine: Engine, finished_before: datetime) -> int:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from worker.store.attributions import find_attributions
+from worker.store.audit import list_rows
 from worker.store.database import now, reading
 from worker.store.dead_letters import get_dead_letter, list_dead_letters, mark_replayed
 from worker.store.deliveries import (
@@ -253,3 +254,5 @@ def test_prune_takes_the_old_and_leaves_the_young(
     with reading(engine) as connection:
         assert [found.event_id for found in list_deliveries(connection)] == ["young"]
         assert {found.event_id for found in list_dead_letters(connection)} == {"kept", "kept too"}
+        (told,) = list_rows(connection)
+    assert (told.action, told.before) == ("deadletters.expire", '{"count": 2}')
