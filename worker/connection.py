@@ -1,8 +1,9 @@
-"""Connections to the events' Redis whose end is always told in Redis' words."""
+"""Connections to the events' Redis: quick, and their end is always told in Redis' words."""
 
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as LostConnection
 
 
@@ -18,6 +19,8 @@ def losable(client: Redis) -> Redis:
 
 
 class _Losable:
+    pack_command = staticmethod(HiredisRespSerializer().pack)  # in C; the client's own is not
+
     async def send_packed_command(self, *args: Any, **more: Any) -> None:
         connection: Any = super()
         try:

@@ -1,5 +1,6 @@
 """Intake entries on their way to pipelines: decoded once, known as first or repeated, routed."""
 
+import asyncio
 import base64
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from worker.dispatch import Dispatcher
 from worker.journal import Letter, Row
 from worker.shard import Entry, Shard
 
+A_TURN = 32  # events; then what came back meanwhile is seen to
 _Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
 
 
@@ -31,6 +33,7 @@ class Router:
         """Decode entries and hand them to their pipelines."""
         self.progressed = time.monotonic()
         read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
+        routed = 0  # since others had a turn
         for (shard, found), firsts in zip(read, await self._firsts(read), strict=True):
             if shard.lost:  # while it was asked whether they are the first
                 continue
@@ -43,6 +46,11 @@ class Router:
                     self._resume(shard, entry_id, accepted, raw, event)
                 else:
                     self._route(shard, entry_id, accepted, raw, event)
+            routed += len(found)
+            if routed >= A_TURN:
+                routed = 0
+                self.dispatcher.offered()
+                await asyncio.sleep(0)
         self.dispatcher.offered()
 
     def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
