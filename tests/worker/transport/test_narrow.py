@@ -104,7 +104,163 @@ async def test_what_comes_unasked_ends_a_kept_connection(
     assert (response.status, upstream.opened) == (200, 2)
 
 
-async def test_an_answer_that_comes_before_its_request_is_taken_for_none() -> None:
+async def test_an_answer_before_the_request_was_read_ends_the_connection(
+    sender: NarrowTransport, upstream: Upstream
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(framed("HTTP/1.1 413 Too Large\nContent-Length: 0"))
+        await asyncio.Event().wait()
+
+    upstream.script = script
+    for _ in range(2):
+        request = post(upstream.url(), b"x" * 20_000_000)
+        assert (await sender.send(request, pool="a", timeout=ENOUGH)).status == 413
+    assert upstream.opened == 2
+
+
+@pytest.mark.parametrize("limit", ["IDLE_SECONDS", "AGE_SECONDS"])
+async def test_connections_are_recycled(
+    sender: NarrowTransport, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
+    monkeypatch.setattr(narrow, limit, 0)
+    monkeypatch.setattr(narrow, "SWEEP_SECONDS", 0)
+    if limit == "IDLE_SECONDS":
+        await asyncio.wait_for(upstream.ended.wait(), ENOUGH)
+    response = await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
+    assert (response.status, upstream.opened) == (200, 2)
+
+
+async def test_connections_are_bounded_in_all_and_idle_ones_make_room(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrow, "MAX_CONNECTIONS", 16)
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
+    most = 0
+
+    async def send(number: int) -> int:
+        nonlocal most
+        request = post(upstream.url())
+        response = await sender.send(request, pool=str(number), timeout=ENOUGH)
+        most = max(most, len(sender.open))
+        return response.status
+
+    assert await asyncio.gather(*map(send, range(100))) == [200] * 100
+    assert await asyncio.gather(*map(send, range(100, 120))) == [200] * 20
+    assert most == 16
+    await sender.close()
+
+
+async def test_few_idle_connections_are_kept_of_one_pool(
+    sender: NarrowTransport, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrow, "MAX_IDLE", 2)
+    send = [sender.send(post(upstream.url()), pool="a", timeout=ENOUGH) for _ in range(8)]
+    await asyncio.gather(*send)
+    send = [sender.send(post(upstream.url()), pool="a", timeout=ENOUGH) for _ in range(8)]
+    await asyncio.gather(*send)
+    assert upstream.opened == 14
+
+
+async def test_requests_that_fail_to_connect_give_their_place_back(
+    upstream: Upstream, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrow, "MAX_CONNECTIONS", 16)
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
+    for _ in range(20):
+        with pytest.raises(TransportError):
+            await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
+    dialler.port = upstream.port
+    response = await sender.send(post(upstream.url()), pool="a", timeout=ENOUGH)
+    assert response.status == 200
+    await sender.close()
+
+
+async def test_a_second_address_is_tried(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look_up(host: str) -> Sequence[str]:
+        return ["::1", "127.0.0.1"]  # the upstream listens on the second alone
+
+    guard = Guard("", allow_private=True, lookup=look_up)
+    sender = NarrowTransport(guard, NO_ROOTS)
+    response = await sender.send(post(upstream.url("/", "a.test")), pool="a", timeout=ENOUGH)
+    assert response.status == 200
+    await sender.close()
+
+
+async def test_closing_ends_what_is_in_flight(sender: NarrowTransport, upstream: Upstream) -> None:
+    taken = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await upstream.take(reader)
+        taken.set()
+        await reader.read()
+
+    upstream.script = script
+    task = asyncio.create_task(sender.send(post(upstream.url()), pool="a", timeout=ENOUGH))
+    await taken.wait()
+    await sender.close()
+    with pytest.raises(TransportError):
+        await task
+    await asyncio.wait_for(upstream.ended.wait(), ENOUGH)
+
+
+# --- the parser, against h11 -------------------------------------------------------------------
+
+
+class Wire(asyncio.Transport):
+    """A transport that writes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.ended
+
+    def abort(self) -> None:
+        self.ended = True
+
+
+async def exchange(
+    pieces: Sequence[bytes], *, bare: bool = False, asked: bool = True
+) -> Response | TransportError:
+    """Return what a connection makes of `pieces`, then the end of the connection.
+
+    Without `asked` they come before the request is written.
+    """
+    sender = NarrowTransport(Guard("", allow_private=True, lookup=None), NO_ROOTS)
+    connection, wire = narrow._Connection(sender, ("a", "b")), Wire()
+    await sender._slots.acquire()
+    connection.connection_made(wire)
+    answer = connection.ask(b"", bare, ENOUGH)
+    if asked:
+        await asyncio.sleep(0)  # requests are written together, a turn later
+    for piece in pieces:
+        for start in range(0, len(piece), narrow.READ_SIZE):
+            part = piece[start : start + narrow.READ_SIZE]
+            if not wire.ended:
+                connection.get_buffer(-1)[: len(part)] = part
+                connection.buffer_updated(len(part))
+    wire.ended = True
+    connection.connection_lost(None)
+    try:
+        return await answer
+    except TransportError as error:
+        return error
+    finally:
+        await sender.close()
+
+
+async def test_what_comes_before_the_request_is_written_is_no_answer_to_it() -> None:
     found = await exchange([OK], asked=False)
     assert isinstance(found, narrow._Stale)  # the request goes elsewhere, once
 
