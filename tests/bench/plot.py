@@ -18,7 +18,8 @@ def chart(lines: Sequence[Line]) -> str:
     """Return the panels side by side; points stand at even distances, the ordinate begins at 0."""
     panels = "".join(_panel(line, number * WIDTH) for number, line in enumerate(lines))
     size = f'width="{WIDTH * len(lines)}" height="{HEIGHT}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{STYLE}">{panels}</svg>\n'
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'  # a page may be dark
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{STYLE}">{paper}{panels}</svg>\n'
 
 
 def _panel(line: Line, left: int) -> str:
