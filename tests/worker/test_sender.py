@@ -1,0 +1,159 @@
+"""The short way of a request that carries one event: as `Attempt` has it, without its steps."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from providers.kit import (
+    Context,
+    Delivered,
+    Event,
+    Misconfigured,
+    Plan,
+    Provider,
+    Rejected,
+    Request,
+    Response,
+    Retry,
+    Settings,
+    Skipped,
+    Verdict,
+    by_status,
+    one_each,
+)
+from tests.providers.samples import event
+from worker.attempt import Report
+from worker.clock import StoreClock
+from worker.pipeline import Landed
+from worker.sender import Sender
+from worker.transport import TransportError
+
+URL = "https://upstream.example/"
+DEAD = TransportError("reset", "the line is dead")
+
+
+def make(one: Event) -> Any:
+    """Return what the test's provider makes of an event, as its id says."""
+    match one.id:
+        case "skipped":
+            return Skipped("no_identity", "nobody")
+        case "twice":
+            return (Request("POST", URL), Request("POST", URL))
+        case "later":
+            return Request("POST", URL, step=1)
+        case "broken":
+            raise ZeroDivisionError
+    return Request("POST", URL, body=one.id.encode())
+
+
+def classify(_request: Request, response: Response, _settings: Settings) -> Verdict:
+    if response.status == 418:
+        raise ZeroDivisionError
+    return by_status(response)
+
+
+def encode(events: Any, _settings: Settings, _context: Context) -> Plan:
+    return one_each(events, make)
+
+
+class Wire:
+    """Answers with a status, or fails."""
+
+    def __init__(self, answer: int | TransportError = 200) -> None:
+        self.answer = answer
+        self.sent: list[bytes] = []
+
+    async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  the protocol
+        assert (pool, timeout) == ("c9VdLs3H", 5)
+        self.sent.append(request.body)
+        if isinstance(self.answer, TransportError):
+            raise self.answer
+        return Response(self.answer, at=datetime(2026, 1, 1, tzinfo=UTC))
+
+    async def close(self) -> None: ...
+
+
+def sender(wire: Wire | None = None) -> tuple[Sender, Any]:
+    """Return a sender, and a pipeline of the test's provider."""
+    provider = Provider(
+        slug="webhooks",
+        title="Test",
+        category="Server",
+        stores=("iOS", "Android", "Stripe"),
+        settings=Settings,
+        encode=encode,
+        classify=classify,
+    )
+    integration = SimpleNamespace(
+        id="c9VdLs3H", project_id="prj_a", slug="webhooks", provider=provider,
+        settings=Settings(), timeout=5, mask=lambda text: text,
+    )  # fmt: skip
+    nothing: Any = SimpleNamespace()
+    made = Sender(nothing, wire or Wire(), nothing, StoreClock())
+    return made, SimpleNamespace(integration=integration)
+
+
+def deliveries(*ids: str) -> Any:
+    return [SimpleNamespace(event=event(id=id_), step=0) for id_ in ids]
+
+
+def test_each_event_gets_its_request_and_what_is_not_sent_none() -> None:
+    made, pipeline = sender()
+    a, none, b = made.planned(pipeline, deliveries("a", "skipped", "b"))
+    assert none is None
+    assert a is not None
+    assert b is not None
+    assert (a.body, b.body) == (b"a", b"b")
+
+
+@pytest.mark.parametrize("odd", ["twice", "broken"])
+def test_where_one_is_not_simple_all_take_the_long_way(odd: str) -> None:
+    made, pipeline = sender()
+    assert made.planned(pipeline, deliveries("a", odd)) == [None, None]
+
+
+def test_a_later_step_takes_the_long_way() -> None:
+    made, pipeline = sender()
+    assert made.planned(pipeline, deliveries("later")) == [None]
+
+
+async def came(answer: int | TransportError) -> Landed | Report:
+    made, pipeline = sender(wire := Wire(answer))
+    (delivery,) = deliveries("a")
+    (request,) = made.planned(pipeline, [delivery])
+    assert request is not None
+    found = await made.post(pipeline, delivery, request)
+    assert wire.sent == [b"a"]  # once, whatever came of it
+    return found
+
+
+async def test_what_was_taken_has_landed() -> None:
+    assert await came(204) == Landed(Delivered(), status=204)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "failed"),
+    [(500, Retry, True), (401, Misconfigured, False), (413, Rejected, False), (DEAD, Retry, True)],
+)
+async def test_all_else_is_a_report(
+    answer: int | TransportError, kind: type[Any], failed: bool
+) -> None:
+    report = await came(answer)
+    assert isinstance(report, Report)
+    (landed,) = report.landed
+    assert landed is not None
+    assert isinstance(landed.outcome, kind)
+    assert landed.status == (answer if isinstance(answer, int) else None)
+    assert report.failed is failed
+
+
+async def test_an_adapter_that_fails_on_an_answer_costs_one_event() -> None:
+    report = await came(418)
+    assert isinstance(report, Report)
+    (landed,) = report.landed
+    assert landed is not None
+    assert landed.outcome == Rejected(
+        "adapter_error", "ZeroDivisionError in the adapter; see the log"
+    )
