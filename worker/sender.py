@@ -17,7 +17,7 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-TAKEN = Delivered()
+PLAIN = Delivered()  # nothing was said or learned
 FAILED = "The %s adapter failed on event %s"
 DAY_MS = 86_400_000  # an attribution that has not come by then does not come
 
@@ -76,8 +76,7 @@ class Sender:
             requests = plan(integration.provider, events, integration.settings, context).requests
         except Exception:  # noqa: BLE001  `send` meets it again, and tells of it
             requests = ()
-        whole = [request for request in requests if not (request.step or request.optional)]
-        by_event = {request.events: request for request in whole}
+        by_event = {r.events: r for r in requests if not (r.step or r.optional)}
         if len(by_event) < len(requests):
             return [None] * len(batch)
         return [by_event.get((position,)) for position in range(len(batch))]
@@ -89,7 +88,7 @@ class Sender:
         integration = pipeline.integration
         try:
             response, verdict = came = await exchange(integration, self.transport, request)
-            if response is not None and verdict == TAKEN:
+            if response is not None and verdict == PLAIN:
                 return Landed(verdict, status=response.status)
             context = context_for(integration, self.clock.now_ms())
             steps = [delivery.step]

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING
 
 from tests.stack import end, family
@@ -129,14 +129,8 @@ def _worker_cut_short(s: "Soak", chance: Random) -> Iterator[None]:
 @fault("worker", "a worker: frozen", 1, 16)
 def _worker_frozen(s: "Soak", chance: Random) -> Iterator[None]:
     part = chance.choice(s.workers)
-    frozen = family(part.process.pid) if part.process else []
-    for process in frozen:
-        end(process, SIGSTOP)
-    try:
+    with s.frozen(family(part.process.pid) if part.process else ()):
         yield
-    finally:
-        for process in frozen:
-            end(process, SIGCONT)
 
 
 @fault("worker", "rolling restart of all workers", 0, 0, repeats=False)
@@ -193,9 +187,8 @@ def _store_stopped(s: "Soak", _chance: Random) -> Iterator[None]:
 @fault("store", "store: frozen", 1, 15)
 def _store_frozen(s: "Soak", _chance: Random) -> Iterator[None]:
     assert s.store.process is not None
-    s.store.process.send_signal(SIGSTOP)
-    yield
-    s.store.process.send_signal(SIGCONT)
+    with s.frozen(family(s.store.process.pid)):
+        yield
 
 
 @fault("store", "store: every connection killed", 0, 1)
@@ -219,11 +212,8 @@ def _half_open(s: "Soak", chance: Random) -> Iterator[None]:
 
 @fault("link", "link to the store: reset and refused", 0, 12)
 def _refused(s: "Soak", chance: Random) -> Iterator[None]:
-    link = chance.choice(s.links)
-    link.close()
-    link.reset()
-    yield
-    link.open()
+    with chance.choice(s.links).refusing():
+        yield
 
 
 @fault("link", "link to the store: answers cut midway", 0, 2)
@@ -270,10 +260,8 @@ def _database_frozen(s: "Soak", _chance: Random) -> Iterator[None]:
 
 @fault("database", "database: link cut", 1, 8, repeats=False)
 def _database_cut(s: "Soak", _chance: Random) -> Iterator[None]:
-    s.to_database.close()
-    s.to_database.reset()
-    yield
-    s.to_database.open()
+    with s.to_database.refusing():
+        yield
 
 
 @fault("database", "database: link half-open", 1, 15, repeats=False)
@@ -310,10 +298,8 @@ for told, mode_, longest in (
 
 @fault("upstream", "upstreams: connections refused", 0.5, 6)
 def _nobody_listens(s: "Soak", _chance: Random) -> Iterator[None]:
-    s.to_upstream.close()
-    s.to_upstream.reset()
-    yield
-    s.to_upstream.open()
+    with s.to_upstream.refusing():
+        yield
 
 
 # --- all of it ----------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Self, TypeAlias
 
 Play: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -53,6 +53,16 @@ class Proxy:
     def close(self) -> None:
         """Refuse new connections."""
         self._loop.call_soon_threadsafe(self._server.close)
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Break off every connection and refuse new ones for the block."""
+        self.close()
+        self.reset()
+        try:
+            yield
+        finally:
+            self.open()
 
     def reset(self) -> None:
         """Break off every connection with a reset."""

@@ -41,6 +41,19 @@ NOISE = 30  # ms that a percentile may be off, on a machine that others use too
 PATIENCE = 1  # s, of a producer; then it appends again
 
 
+def until_confirmed(append: Callable[[], object], seconds: float = float("inf")) -> None:
+    """Append until the store has said yes: an append whose answer is lost may have been taken."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            append()
+        except RedisError:
+            assert time.monotonic() < deadline, "the store does not come back"
+            time.sleep(0.05)
+        else:
+            return
+
+
 class Scene(Stack):
     """A `Stack` that remembers what was sent, and to whom it should go."""
 
@@ -214,17 +227,9 @@ class Scene(Stack):
             thread.join()
         assert not failed, failed
 
-    def _append(self, store: Redis, event: Event, seconds: float = 60) -> None:
+    def _append(self, store: Redis, event: Event) -> None:
         intake = Keys(shard_of(event["project_id"], self.settings.shards)).intake
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                store.xadd(intake, {"event": json.dumps(event)})
-            except RedisError:
-                assert time.monotonic() < deadline, "the store does not come back"
-                time.sleep(0.05)
-            else:
-                return
+        until_confirmed(lambda: store.xadd(intake, {"event": json.dumps(event)}), 60)
 
     # --- what goes wrong --------------------------------------------------------------------
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import psutil
 from redis import Redis
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +32,7 @@ from tests.faults.havoc import PLACES, SETTLES, Havoc, Played
 from tests.faults.invariants import accounts_of, no_secret_shown, nothing_left, suspensions
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Proxy
-from tests.faults.scene import Event, Scene, users_of
+from tests.faults.scene import Event, Scene, until_confirmed, users_of
 from tests.stack import PROJECT, eventually
 from worker.intake import publish
 from worker.sample import events
@@ -211,25 +210,14 @@ class Producer(threading.Thread):
     def _one(self, some: list[Event]) -> None:
         intake = Keys(shard_of(self.project, self.soak.settings.shards)).intake
         for event in some:
-            _until_confirmed(lambda e=event: self._redis.xadd(intake, {"event": json.dumps(e)}))  # type: ignore[misc]
+            until_confirmed(lambda e=event: self._redis.xadd(intake, {"event": json.dumps(e)}))  # type: ignore[misc]
 
     def _batch(self, some: list[Event]) -> None:
-        _until_confirmed(lambda: publish(self._redis, some, self.soak.settings.shards))
+        until_confirmed(lambda: publish(self._redis, some, self.soak.settings.shards))
 
     def _unsharded(self, some: list[Event]) -> None:
         for event in some:
-            _until_confirmed(lambda e=event: self._redis.xadd(UNSHARDED, {"event": json.dumps(e)}))  # type: ignore[misc]
-
-
-def _until_confirmed(append: Callable[[], Any]) -> None:
-    """Append until the store has said yes: an append whose answer is lost may have been taken."""
-    while True:
-        try:
-            append()
-        except RedisError:
-            time.sleep(0.05)
-        else:
-            return
+            until_confirmed(lambda e=event: self._redis.xadd(UNSHARDED, {"event": json.dumps(e)}))  # type: ignore[misc]
 
 
 # --- what held ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from providers.kit import (
     Verdict,
 )
 from tests.providers.samples import event
+from tests.worker.bare import bare_provider
 from worker.attempt import Attempt, Report
 from worker.transport import TransportError
 
@@ -53,15 +54,7 @@ def provider(answer: Answer, steps: int = 1, *, optional_last: bool = False) -> 
         body = json.loads(request.body)
         return answer(body["ids"], body["step"])
 
-    return Provider(
-        slug="webhooks",
-        title="Test",
-        category="Server",
-        stores=("iOS", "Android", "Stripe"),
-        settings=Settings,
-        encode=encode,
-        classify=classify,
-    )
+    return bare_provider(encode, classify)
 
 
 class Wire:

@@ -12,7 +12,6 @@ from providers.kit import (
     Event,
     Misconfigured,
     Plan,
-    Provider,
     Rejected,
     Request,
     Response,
@@ -24,6 +23,7 @@ from providers.kit import (
     one_each,
 )
 from tests.providers.samples import event
+from tests.worker.bare import bare_provider
 from worker.attempt import Report
 from worker.clock import StoreClock
 from worker.pipeline import Landed
@@ -77,15 +77,7 @@ class Wire:
 
 def sender(wire: Wire | None = None) -> tuple[Sender, Any]:
     """Return a sender, and a pipeline of the test's provider."""
-    provider = Provider(
-        slug="webhooks",
-        title="Test",
-        category="Server",
-        stores=("iOS", "Android", "Stripe"),
-        settings=Settings,
-        encode=encode,
-        classify=classify,
-    )
+    provider = bare_provider(encode, classify)
     integration = SimpleNamespace(
         id="c9VdLs3H", project_id="prj_a", slug="webhooks", provider=provider,
         settings=Settings(), timeout=5, mask=lambda text: text,
