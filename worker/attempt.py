@@ -16,6 +16,7 @@ from providers.kit import (
     Misconfigured,
     Outcome,
     Partial,
+    Plan,
     Rejected,
     Request,
     Response,
@@ -90,6 +91,7 @@ class Attempt:
     context: Context
     events: Sequence[Event]
     steps: list[int]  # first step not yet delivered, by position
+    planned: Plan | None = None  # what all of them come to, where that is known
     came: Came | None = None  # of its first request, which was sent already
     report: Report = field(init=False)
 
@@ -152,7 +154,8 @@ class Attempt:
     def _plan(self, positions: list[int]) -> Sequence[Request]:
         """Return the requests in the order of their steps; note what is settled without one."""
         integration = self.integration
-        planned = plan(
+        planned, self.planned = self.planned, None
+        planned = planned or plan(
             integration.provider,
             [self.events[position] for position in positions],
             integration.settings,
@@ -226,15 +229,24 @@ class Attempt:
 async def exchange(integration: Integration, transport: Transport, request: Request) -> Came:
     """Send a request once; return its answer, None where none came, and what that means."""
     began = perf_counter()
-    response: Response | None = None
+    sending = transport.send(request, pool=integration.id, timeout=integration.timeout)
     try:
-        response = await transport.send(request, pool=integration.id, timeout=integration.timeout)
+        return came_of(integration, request, await sending, began)
     except TransportError as error:
-        verdict: Verdict = transport_outcome(error)
+        return came_of(integration, request, error, began)
+
+
+def came_of(
+    integration: Integration, request: Request, answer: Response | TransportError, began: float
+) -> Came:
+    """Return an answer, None where none came, and what that means; `began` by `perf_counter`."""
+    if isinstance(answer, TransportError):
+        came: Came = (None, transport_outcome(answer))
     else:
-        verdict = integration.provider.classify(request, response, integration.settings)
-    metrics.attempt(integration.slug, verdict, perf_counter() - began)
-    return response, verdict
+        verdict = integration.provider.classify(request, answer, integration.settings)
+        came = (answer, verdict)
+    metrics.attempt(integration.slug, came[1], perf_counter() - began)
+    return came
 
 
 def all_delivered(landed: Sequence[Landed | None]) -> bool:

@@ -10,25 +10,28 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
 
 from redis.exceptions import RedisError
 
 from providers.kit import (
     Delivered,
     Event,
+    Plan,
     Rejected,
-    Request,
+    Response,
     Retry,
     Skipped,
 )
 from worker import lane, traces
 from worker.agenda import Agenda, Jobs
-from worker.attempt import Report, all_delivered
+from worker.attempt import Came, Report, all_delivered
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import FIRST_RAMP, Delivery, Landed, Pipeline
 from worker.rounds import Rounds, told
-from worker.sender import Sender
+from worker.sender import Sender, simple
 from worker.settings import WorkerSettings
 from worker.settle import settle, settle_delivered
 from worker.shard import Entry, Shard
@@ -67,9 +70,8 @@ class Dispatcher:
         self.jobs = Jobs()
         self.rounds = Rounds(self)
         self._active: set[Pipeline] = set()
-        self._ready: deque[tuple[Pipeline, list[Delivery], Request | None]] = deque()
+        self._posts: set[asyncio.Future[Response]] = set()
         self._offered: dict[Pipeline, None] = {}
-        self._landing = False
 
     # --- events come in ---------------------------------------------------------------------
 
@@ -188,10 +190,8 @@ class Dispatcher:
                 if not fresh:
                     break
                 self.unsent -= len(fresh)
-                for delivery, request in zip(
-                    fresh, self.sender.planned(pipeline, fresh), strict=True
-                ):
-                    self._start(pipeline, [delivery], request)
+                for delivery in fresh:
+                    self._post(pipeline, delivery)
                 continue
             if not pipeline.buffer and self._lingers(pipeline):
                 return
@@ -315,49 +315,68 @@ class Dispatcher:
         self.agenda.look(pipeline, self.clock.now_ms() + AGAIN_MS)
 
     def _start(
-        self, pipeline: Pipeline, batch: list[Delivery], request: Request | None = None
+        self, pipeline: Pipeline, batch: list[Delivery], planned: Plan | None = None
     ) -> None:
-        """Send a batch: the request that is all there is to it, or what is planned anew."""
+        """Send a batch, as it is `planned` if that is known."""
+        self._count(pipeline, batch)
+        self.jobs.start(self._fly(pipeline, batch, planned))
+
+    def _count(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
         pipeline.requests += 1
         self.requests += 1
-        self._ready.append((pipeline, batch, request))
-        if not self._landing:
-            self._launch()
-
-    def _launch(self) -> None:
-        while self._ready:
-            self.jobs.start(self._fly(*self._ready.popleft()))
-
-    async def _fly(
-        self, pipeline: Pipeline, batch: list[Delivery], request: Request | None
-    ) -> None:
-        """Send a batch, land it, and go on with what may then start: tasks are not for nothing."""
-        while True:
-            came = await self._sent(pipeline, batch, request)
-            self._landing = True
-            try:
-                self._landed(pipeline, batch, came)
-            finally:
-                self._landing = False
-                following = self._ready.popleft() if self._ready else None
-                self._launch()
-            if following is None:
-                return
-            pipeline, batch, request = following
-
-    async def _sent(
-        self, pipeline: Pipeline, batch: list[Delivery], request: Request | None
-    ) -> Landed | Report:
-        """Send a batch; whatever happens, there is something to say of it."""
         for delivery in batch:
             delivery.attempts += 1
+
+    async def _fly(
+        self,
+        pipeline: Pipeline,
+        batch: list[Delivery],
+        planned: Plan | None,
+        came: Came | None = None,
+    ) -> None:
+        """Send a batch and land it; whatever happens, there is something to say of it."""
         try:
-            if request is not None:
-                return await self.sender.post(pipeline, batch[0], request)
-            return await self.sender.send(pipeline, batch)
+            report = await self.sender.send(pipeline, batch, planned, came)
         except (asyncio.CancelledError, RedisError):
-            cut = Retry("interrupted", "the worker stopped before the answer came")
-            return Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure
+            report = _interrupted(batch)
+        self._landed(pipeline, batch, report)
+
+    def _post(self, pipeline: Pipeline, delivery: Delivery) -> None:
+        """Send a delivery by itself; where one request is all there is to it, without a task."""
+        planned = self.sender.planned(pipeline, delivery)
+        if planned is None or not simple(planned):
+            self._start(pipeline, [delivery], planned)
+            return
+        self._count(pipeline, [delivery])
+        posted = self.sender.post(pipeline.integration, planned.requests[0])
+        self._posts.add(posted)
+        posted.add_done_callback(
+            partial(self._answered, pipeline, delivery, planned, perf_counter())
+        )
+
+    def _answered(
+        self,
+        pipeline: Pipeline,
+        delivery: Delivery,
+        planned: Plan,
+        began: float,
+        posted: "asyncio.Future[Response]",
+    ) -> None:
+        self._posts.discard(posted)
+        if posted.cancelled():
+            self._landed(pipeline, [delivery], _interrupted([delivery]))
+            return
+        came = self.sender.read(pipeline, delivery, planned, began, posted)
+        if isinstance(came, Landed | Report):
+            self._landed(pipeline, [delivery], came)
+        else:  # there is more to it
+            self.jobs.start(self._fly(pipeline, [delivery], planned, came))
+
+    async def cut_off(self) -> None:
+        """Wait for no answer any more: what is in flight has come to nothing."""
+        for posted in self._posts:
+            posted.cancel()
+        await self.jobs.cut_off()
 
     # --- answers come back ------------------------------------------------------------------
 
@@ -367,7 +386,7 @@ class Dispatcher:
         pipeline.land(batch)
         now = int(self.clock.now_ms())
         if isinstance(came, Landed):
-            settle_delivered(batch, came, now)
+            settle(batch[0], came, now)
             round_ = TAKEN
         else:
             round_ = self._settled(pipeline, batch, came, now)
@@ -546,3 +565,8 @@ class Dispatcher:
         for pipeline in self.pipelines.values():
             if pipeline.shard is shard and pipeline.requests:
                 self.queue_to_lane(pipeline)
+
+
+def _interrupted(batch: list[Delivery]) -> Report:
+    cut = Retry("interrupted", "the worker stopped before the answer came")
+    return Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure

@@ -250,7 +250,7 @@ class Drain:
         deadline = time.monotonic() + GRACE_SECONDS
         while self.dispatcher.requests and time.monotonic() < deadline:  # noqa: ASYNC110  rare
             await asyncio.sleep(FLUSH_SECONDS)
-        await self.dispatcher.jobs.cut_off()
+        await self.dispatcher.cut_off()
         for shard in list(self.shards.values()):
             try:
                 await self._give_back(shard, wait=False)

@@ -1,19 +1,21 @@
 """From a batch to a report: token, what is known of the users, the attempt itself."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
-from providers.kit import Delivered, Rejected, Request, plan
-from worker.attempt import Attempt, Report, context_for, exchange
+from providers.kit import Delivered, Plan, Rejected, Request, Response, plan
+from worker.attempt import Attempt, Came, Report, came_of, context_for
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import Delivery, Landed, Pipeline
 from worker.state import State
 from worker.tokens import Tokens
-from worker.transport import Transport
+from worker.transport import Transport, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,17 @@ class Sender:
     def __post_init__(self) -> None:
         self.tokens = Tokens(self.transport)
 
-    async def send(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
-        """Send a batch once and return what came of it; an adapter's fault costs one event only."""
+    async def send(
+        self,
+        pipeline: Pipeline,
+        batch: list[Delivery],
+        planned: Plan | None = None,
+        came: Came | None = None,
+    ) -> Report:
+        """Send a batch once and return what came of it; an adapter's fault costs one event only.
+
+        `planned` is what it comes to, and `came` the answer to its first request, if known.
+        """
         integration = pipeline.integration
         now = self.clock.now_ms()
         known: dict[str, Any] = {}
@@ -57,46 +68,50 @@ class Sender:
         events = [delivery.event for delivery in batch]
         steps = [delivery.step for delivery in batch]
         try:
-            return await Attempt(integration, self.transport, context, events, steps).run()
+            return await Attempt(
+                integration, self.transport, context, events, steps, planned, came
+            ).run()
         except Exception as error:
             if len(batch) > 1:
                 return await self._halves(pipeline, batch)
             log.exception(FAILED, integration.slug, events[0].id)
             return _adapter_failed(error)
 
-    def planned(self, pipeline: Pipeline, batch: list[Delivery]) -> list[Request | None]:
-        """Return the one request of each delivery; None for one that `send` is to see to.
+    def planned(self, pipeline: Pipeline, delivery: Delivery) -> Plan | None:
+        """Return what a delivery comes to, None where `send` is to find what is wrong with it.
 
         For providers that take an event a request, of which nothing must be known before.
         """
         integration = pipeline.integration
         context = context_for(integration, self.clock.now_ms())
-        events = [delivery.event for delivery in batch]
         try:
-            requests = plan(integration.provider, events, integration.settings, context).requests
+            return plan(integration.provider, [delivery.event], integration.settings, context)
         except Exception:  # noqa: BLE001  `send` meets it again, and tells of it
-            requests = ()
-        by_event = {r.events: r for r in requests if not (r.step or r.optional)}
-        if len(by_event) < len(requests):
-            return [None] * len(batch)
-        return [by_event.get((position,)) for position in range(len(batch))]
+            return None
 
-    async def post(
-        self, pipeline: Pipeline, delivery: Delivery, request: Request
-    ) -> Landed | Report:
-        """Send the one request of a delivery; return how it landed if that is all there is."""
-        integration = pipeline.integration
+    def post(self, integration: Integration, request: Request) -> "asyncio.Future[Response]":
+        """Send a request; return the answer to come."""
+        sending = self.transport.send(request, pool=integration.id, timeout=integration.timeout)
+        return asyncio.ensure_future(sending)
+
+    def read(
+        self,
+        pipeline: Pipeline,
+        delivery: Delivery,
+        planned: Plan,
+        began: float,
+        posted: "asyncio.Future[Response]",
+    ) -> Landed | Report | Came:
+        """Return how the delivery landed, or what `send` is to go on with; `posted` is done."""
+        integration, (request,) = pipeline.integration, planned.requests
         try:
-            response, verdict = came = await exchange(integration, self.transport, request)
-            if response is not None and verdict == PLAIN:
-                return Landed(verdict, status=response.status)
-            context = context_for(integration, self.clock.now_ms())
-            steps = [delivery.step]
-            events = [delivery.event]
-            return await Attempt(integration, self.transport, context, events, steps, came).run()
+            response, verdict = came = came_of(integration, request, posted.result(), began)
+        except TransportError as error:
+            return came_of(integration, request, error, began)
         except Exception as error:
             log.exception(FAILED, integration.slug, delivery.event.id)
             return _adapter_failed(error)
+        return _taken(response.status) if response and verdict == PLAIN else came
 
     async def _halves(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
         """Find the event that an adapter fails on, and let the others pass."""
@@ -124,6 +139,17 @@ class Sender:
     def _resolves(self, integration: Integration) -> bool:
         others = self.directory.targets(integration.project_id, integration.platform)
         return any(other.slug == "searchads" for other in others)
+
+
+def simple(planned: Plan) -> bool:
+    """Whether one request is all there is to an event."""
+    requests = planned.requests
+    return len(requests) == 1 and not (requests[0].step or requests[0].optional)
+
+
+@cache
+def _taken(status: int) -> Landed:
+    return Landed(PLAIN, status=status)
 
 
 def _adapter_failed(error: Exception) -> Report:

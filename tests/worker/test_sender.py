@@ -1,5 +1,6 @@
 """The short way of a request that carries one event: as `Attempt` has it, without its steps."""
 
+import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from tests.worker.bare import bare_provider
 from worker.attempt import Report
 from worker.clock import StoreClock
 from worker.pipeline import Landed
-from worker.sender import Sender
+from worker.sender import Sender, simple
 from worker.transport import TransportError
 
 URL = "https://upstream.example/"
@@ -84,39 +85,43 @@ def sender(wire: Wire | None = None) -> tuple[Sender, Any]:
     )  # fmt: skip
     nothing: Any = SimpleNamespace()
     made = Sender(nothing, wire or Wire(), nothing, StoreClock())
-    return made, SimpleNamespace(integration=integration)
+    return made, SimpleNamespace(integration=integration, batch=None)
 
 
 def deliveries(*ids: str) -> Any:
-    return [SimpleNamespace(event=event(id=id_), step=0) for id_ in ids]
+    return [SimpleNamespace(event=event(id=id_), step=0, note="") for id_ in ids]
 
 
-def test_each_event_gets_its_request_and_what_is_not_sent_none() -> None:
+@pytest.mark.parametrize(
+    ("which", "plain"),
+    [("a", True), ("skipped", False), ("twice", False), ("later", False), ("broken", False)],
+)
+def test_only_what_is_one_request_goes_the_short_way(which: str, *, plain: bool) -> None:
     made, pipeline = sender()
-    a, none, b = made.planned(pipeline, deliveries("a", "skipped", "b"))
-    assert none is None
-    assert a is not None
-    assert b is not None
-    assert (a.body, b.body) == (b"a", b"b")
+    planned = made.planned(pipeline, *deliveries(which))
+    assert (planned is not None and simple(planned)) is plain
 
 
-@pytest.mark.parametrize("odd", ["twice", "broken"])
-def test_where_one_is_not_simple_all_take_the_long_way(odd: str) -> None:
+async def test_what_is_not_sent_is_planned_once() -> None:
     made, pipeline = sender()
-    assert made.planned(pipeline, deliveries("a", odd)) == [None, None]
-
-
-def test_a_later_step_takes_the_long_way() -> None:
-    made, pipeline = sender()
-    assert made.planned(pipeline, deliveries("later")) == [None]
+    (skipped,) = deliveries("skipped")
+    planned = made.planned(pipeline, skipped)
+    pipeline.integration.settings = None  # whoever plans again fails
+    report = await made.send(pipeline, [skipped], planned)
+    assert report.landed == [Landed(Skipped("no_identity", "nobody"), alone=True)]
 
 
 async def came(answer: int | TransportError) -> Landed | Report:
+    """Return what came of a delivery, as the dispatcher has it done."""
     made, pipeline = sender(wire := Wire(answer))
     (delivery,) = deliveries("a")
-    (request,) = made.planned(pipeline, [delivery])
-    assert request is not None
-    found = await made.post(pipeline, delivery, request)
+    planned = made.planned(pipeline, delivery)
+    assert planned is not None
+    posted = made.post(pipeline.integration, planned.requests[0])
+    await asyncio.wait([posted])
+    found = made.read(pipeline, delivery, planned, 0.0, posted)
+    if not isinstance(found, Landed | Report):
+        found = await made.send(pipeline, [delivery], planned, found)
     assert wire.sent == [b"a"]  # once, whatever came of it
     return found
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TypeAlias, cast
 
 import httptools
+from msgspec import Struct
 
 from providers.kit import KB, Request, Response
 from worker.transport.guard import Guard, Origin
@@ -35,19 +36,25 @@ AGE_SECONDS = 300.0  # then a name is looked up, checked and dialled anew
 BURST = 32  # requests written at once
 STALE_SECONDS = 1.0  # a kept connection that breaks so soon was closed before we wrote
 MAX_IDLE = 64  # kept for one pool and origin
-MAX_CONNECTIONS = 4096  # in all; fewer where the process may open fewer files
+MAX_CONNECTIONS = 16_384  # in all; fewer where the process may open fewer files
 MAX_TRIES = 3  # addresses of one name
 MAX_INTERIM = 16  # 1xx answers before the real one
 MAX_RAW = 4 * MAX_BODY  # of a body with its chunk sizes, extensions and trailers
 READ_SIZE = 64 * KB
-NEVER = float("inf")
 FRAMING = {"content-length", "transfer-encoding"}
 
 _Key: TypeAlias = tuple[str, str]  # pool, origin
 
 
-class _Stale(TransportError):
-    """A connection kept from before was closed before it answered anything: send once more."""
+class _Asked(Struct, gc=False):
+    """A request on its way to a connection, and who waits for the answer."""
+
+    answer: "asyncio.Future[Response]"
+    data: bytes
+    bare: bool  # the answer has no body
+    deadline: float
+    key: _Key
+    origin: Origin
 
 
 class NarrowTransport:
@@ -66,27 +73,29 @@ class NarrowTransport:
         self._guard = guard
         self._context = context
         self._idle: dict[_Key, list[_Connection]] = {}  # none empty; about the longest idle first
-        self._outbox: list[tuple[_Connection, bytes]] = []
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._outbox: list[_Connection] = []
         self._timer: asyncio.TimerHandle | None = None
         self._swept = self.loop.time()
 
-    async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  one total deadline
+    def send(self, request: Request, *, pool: str, timeout: float) -> "asyncio.Future[Response]":
         """See `Transport.send`."""
-        origin, target = self._guard.route(request.url)
-        data = head_of(request, target, origin.authority).encode("latin-1") + request.body
+        answer: asyncio.Future[Response] = self.loop.create_future()
+        try:
+            origin, target = self._guard.route(request.url)
+            head = head_of(request, target, origin.authority)
+        except TransportError as error:
+            answer.set_exception(error)
+            return answer
+        data = head.encode("latin-1") + request.body
         now = self.loop.time()
-        deadline = now + timeout
-        key = (pool, origin.key)
-        connection = self._take(key, now) or await self._dial(key, origin, deadline)
-        while True:
-            answer = connection.ask(data, request.method == "HEAD", deadline)
-            try:
-                return await answer
-            except _Stale:
-                connection = await self._dial(key, origin, deadline)
-            except asyncio.CancelledError:
-                connection.abandon(answer)
-                raise
+        bare = request.method == "HEAD"
+        asked = _Asked(answer, data, bare, now + timeout, (pool, origin.key), origin)
+        if connection := self._take(asked.key, now):
+            connection.ask(asked)
+        else:
+            self.dial(asked)
+        return answer
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -94,9 +103,13 @@ class NarrowTransport:
             self._timer.cancel()
             self._timer = None
         self._guard.close()
+        while self._dialling:
+            for dialling in tuple(self._dialling):
+                dialling.cancel()
+            await asyncio.sleep(0)
         while self.open:
             for connection in tuple(self.open):
-                connection.fail(TransportError("reset", "the sender was closed"))
+                connection.fail(_closed())
             await asyncio.sleep(0)
 
     # --- the pools ---
@@ -138,13 +151,13 @@ class NarrowTransport:
             self.open.remove(connection)
             self._slots.release()
 
-    def post(self, connection: "_Connection", data: bytes) -> None:
+    def post(self, connection: "_Connection") -> None:
         """Write with the others of this turn of the loop.
 
         One by one, each would wake its receiver; a burst wakes it once. Measured: a tenth of what a
         request costs.
         """
-        self._outbox.append((connection, data))
+        self._outbox.append(connection)
         if len(self._outbox) == 1:
             self.loop.call_soon(self._write)
         elif len(self._outbox) == BURST:
@@ -152,10 +165,31 @@ class NarrowTransport:
 
     def _write(self) -> None:
         outbox, self._outbox = self._outbox, []
-        for connection, data in outbox:
-            connection.write(data)
+        for connection in outbox:
+            connection.write()
 
     # --- dialling ---
+
+    def dial(self, asked: _Asked) -> None:
+        """Ask over a new connection."""
+        task = self.loop.create_task(self._ask_anew(asked))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+        asked.answer.add_done_callback(lambda _: task.cancel())
+
+    async def _ask_anew(self, asked: _Asked) -> None:
+        answer = asked.answer
+        try:
+            connection = await self._dial(asked.key, asked.origin, asked.deadline)
+        except (asyncio.CancelledError, Exception) as error:  # noqa: BLE001  whoever asked is told
+            if not answer.done():
+                cut = isinstance(error, asyncio.CancelledError)
+                answer.set_exception(_closed() if cut else error)
+            return
+        if answer.done():
+            self.release(connection)
+        else:
+            connection.ask(asked)
 
     async def _dial(self, key: _Key, origin: Origin, deadline: float) -> "_Connection":
         """Return a new connection to one of the checked addresses of `origin`."""
@@ -211,7 +245,7 @@ class NarrowTransport:
     def _tick(self) -> None:
         """Cut what is beyond its deadline, and now and then what was idle for too long."""
         now = self.loop.time()
-        for connection in [c for c in self.open if c.deadline <= now]:
+        for connection in [c for c in self.open if c.overdue(now)]:
             connection.fail(timed_out())
         if self._swept + SWEEP_SECONDS <= now:
             self._swept = now
@@ -229,8 +263,8 @@ class _Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
-        "_bare", "_body", "_interim", "_parser", "_pools", "_raw", "_ready", "_room", "_size",
-        "_status", "_used", "_waiter", "_written", "born", "deadline", "key", "since", "transport",
+        "_asked", "_body", "_interim", "_parser", "_pools", "_raw", "_ready", "_room", "_size",
+        "_status", "_used", "_written", "born", "key", "since", "transport",
         "unwanted",
     )  # fmt: skip
 
@@ -239,62 +273,59 @@ class _Connection(asyncio.BufferedProtocol):
         self.unwanted = False
         self.transport: asyncio.Transport
         self.born = self.since = pools.loop.time()
-        self.deadline = NEVER
         self._pools = pools
         self._parser = httptools.HttpResponseParser(self)
-        self._waiter: asyncio.Future[Response] | None = None
+        self._asked: _Asked | None = None
         self._used = False
 
-    def ask(self, data: bytes, bare: bool, deadline: float) -> "asyncio.Future[Response]":
-        """Write a request; return its answer to come, which has no body if `bare`. Once at a time.
-
-        Raises, when awaited:
-            TransportError: there is no answer.
-        """
-        loop = self._pools.loop
-        self._bare = bare
+    def ask(self, asked: _Asked) -> None:
+        """Write a request, and see to its answer. Once at a time."""
         self._raw: list[tuple[bytes, bytes]] = []  # headers
         self._body: list[bytes] = []
         self._size = 0  # of the body so far
         self._interim = 0
         self._room = MAX_HEAD
         self._ready = False  # the head is read
-        self.deadline = deadline
-        self.since = loop.time()
-        waiter: asyncio.Future[Response] = loop.create_future()
-        self._waiter = waiter
+        self.since = self._pools.loop.time()
+        self._asked = asked
         self._written = False
-        self._pools.post(self, data)
-        return waiter
+        self._pools.post(self)
 
-    def write(self, data: bytes) -> None:
-        """Write what is asked, if there is still somebody to ask."""
-        if not self.transport.is_closing():
+    def write(self) -> None:
+        """Write what is asked, if there is still somebody to ask and to answer."""
+        asked = self._asked
+        if asked and not asked.answer.done() and not self.transport.is_closing():
             self._written = True
-            self.transport.write(data)
+            self.transport.write(asked.data)
 
-    def abandon(self, waiter: "asyncio.Future[Response]") -> None:
-        """Close, unless what `waiter` waited for is over."""
-        if self._waiter is waiter:
-            self.transport.abort()
+    def overdue(self, now: float) -> bool:
+        """Whether the answer comes too late, or nobody waits for it any more."""
+        return self._asked is not None and (
+            self._asked.deadline <= now or self._asked.answer.cancelled()
+        )
 
     def fail(self, error: TransportError) -> None:
         """Give `error` to whoever waits, and close."""
-        waiter, self._waiter = self._waiter, None
-        self.deadline = NEVER
-        if waiter and not waiter.done():
-            waiter.set_exception(error)
+        asked, self._asked = self._asked, None
+        if asked and not asked.answer.done():
+            asked.answer.set_exception(error)
+        self.transport.abort()
+
+    def _hand_back(self) -> None:
+        """Let another connection ask: this one, kept from before, was closed before it could."""
+        asked, self._asked = self._asked, None
+        if asked and not asked.answer.done():
+            self._pools.dial(asked)
         self.transport.abort()
 
     def _finish(self, *, whole: bool) -> None:
         """Give the answer; where it is whole and both sides like, keep the connection."""
-        waiter, self._waiter = self._waiter, None
-        self.deadline = NEVER
-        if waiter and not waiter.done():
-            waiter.set_result(answer(self._status, self._raw, b"".join(self._body)))
+        asked, self._asked = self._asked, None
+        if asked and not asked.answer.done():
+            asked.answer.set_result(answer(self._status, self._raw, b"".join(self._body)))
         self._used = True
         written = not self.transport.get_write_buffer_size()
-        if whole and written and self._parser.should_keep_alive():
+        if whole and written and asked and self._parser.should_keep_alive():
             self._pools.release(self)
         else:
             self.transport.abort()
@@ -315,18 +346,18 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what came."""
-        if self._waiter is None:  # nothing was asked
+        if self._asked is None:  # nothing was asked
             self.transport.abort()
             return
         if not self._written:  # nor was this
-            self.fail(_Stale("protocol", "the upstream answered before it was asked"))
+            self._hand_back()
             return
         self._room -= nbytes
         try:
             self._parser.feed_data(self._pools.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(_fault(error))
-        if self._room < 0 and self._waiter is not None:
+        if self._room < 0 and self._asked is not None:
             if self._ready:
                 self._finish(whole=False)
             else:
@@ -335,21 +366,23 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End: some answers end with the connection; a kept connection may end at any time."""
         self._pools.forget(self)
-        if self._waiter is None:
+        if self._asked is None:
             return
         if exc is None and self._ready and not FRAMING & Headers(self._raw).keys():
             self._finish(whole=False)
             return
         soon = self._pools.loop.time() < self.since + STALE_SECONDS
-        stale = self._used and soon and self._room == MAX_HEAD
-        kind = _Stale if stale else TransportError
-        self.fail(kind("reset", "the upstream closed the connection before its answer was whole"))
+        if self._used and soon and self._room == MAX_HEAD:
+            self._hand_back()
+            return
+        message = "the upstream closed the connection before its answer was whole"
+        self.fail(TransportError("reset", message))
 
     # --- the parser's calls ---
 
     def on_message_begin(self) -> None:
         """A second answer to one request leaves a connection nobody can trust."""
-        if self._waiter is None:
+        if self._asked is None:
             self.transport.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -359,7 +392,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def on_headers_complete(self) -> None:
         """Skip a few 1xx; see whether the real answer may have a body."""
-        if self._waiter is None:
+        if self._asked is None:
             return
         status = self._status = self._parser.get_status_code()
         if 100 <= status < 200 and status != 101:
@@ -372,12 +405,12 @@ class _Connection(asyncio.BufferedProtocol):
         self._ready = True
         self._room += MAX_RAW
         bodiless = status in (204, 304) and FRAMING & Headers(self._raw).keys()
-        if self._bare or bodiless:
+        if self._asked.bare or bodiless:
             self._finish(whole=False)  # the parser would wait for the body that is announced
 
     def on_body(self, body: bytes) -> None:
         """Take a piece; beyond the cap, read no further."""
-        if self._waiter is None:
+        if self._asked is None:
             return
         self._body.append(body)
         self._size += len(body)
@@ -386,8 +419,12 @@ class _Connection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole, if it was not a 1xx."""
-        if self._ready and self._waiter:
+        if self._ready and self._asked:
             self._finish(whole=True)
+
+
+def _closed() -> TransportError:
+    return TransportError("reset", "the sender was closed")
 
 
 def _fault(error: Exception) -> TransportError:

@@ -3,7 +3,7 @@
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -37,12 +37,12 @@ class TransportError(Exception):
 class Transport(Protocol):
     """Sends a request and gives the answer, whatever its status."""
 
-    async def send(self, request: Request, *, pool: str, timeout: float) -> Response:  # noqa: ASYNC109  one total deadline
-        """Return the answer within `timeout` seconds.
+    def send(self, request: Request, *, pool: str, timeout: float) -> Awaitable[Response]:
+        """Return the answer to come, within `timeout` seconds; it is to be awaited at once.
 
         Connections are never shared between pools (integration ids).
 
-        Raises:
+        Raises, when awaited:
             TransportError: no whole answer came, or the request may not be sent.
         """
 

@@ -25,6 +25,14 @@ APP = create_app(WorkerSettings.model_validate(GIVEN), engine=make_engine("sqlit
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 
+class Redis(fakeredis.FakeRedis):
+    """What the service asks of Redis, room among it."""
+
+    def info(self, section: str | None = None, *_: Any, **__: Any) -> dict[str, int]:
+        assert section == "memory"
+        return {"used_memory": 1, "maxmemory": 0}
+
+
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The key of a project with an integration, on a database that the app works with from now."""
@@ -35,7 +43,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             create_integration(
                 connection, "prj_a", title="T", slug="webhooks", platform="iOS", actor="t"
             )
-        redis = fakeredis.FakeRedis()
+        redis = Redis()
         redis.zadd(OWNERS, {"host:1:aaaa": redis.time()[0] * 1000 + 3_600_000})
         APP.state.services = replace(APP.state.services, engine=engine, redis=redis)
         APP.state.checks = checks_of(APP.state.services)

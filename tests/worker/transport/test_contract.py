@@ -379,7 +379,7 @@ async def test_a_cancelled_request_leaves_no_usable_connection(
         await reader.read()
 
     upstream.script = script
-    task = asyncio.create_task(transport.send(post(upstream.url()), pool="int_1", timeout=ENOUGH))
+    task = asyncio.ensure_future(transport.send(post(upstream.url()), pool="int_1", timeout=ENOUGH))
     await taken.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
