@@ -31,7 +31,7 @@ def decode(raw: bytes, now: int) -> Event:
     except Unusual:
         value = parse(raw)
     try:
-        return usual_but_for_extras(value, now)
+        return usual_but_for_extras(raw, value, now)
     except Unusual:
         return event_from(value, now)
 
