@@ -166,6 +166,7 @@ def usual_but_for_extras(raw: bytes, value: dict[str, Any], now: int) -> Event:
 def _event(usual: _Usual, now: int, extras: dict[str, Any]) -> Event:
     name = _name(usual.event_name)
     revenue = _revenue(usual.revenue) if usual.revenue else None
+    price = _money(usual.price) if usual.price else None
     properties = usual.properties or {}
     attribution = usual.asa_attribution
     latest = now + DAY
@@ -176,6 +177,7 @@ def _event(usual: _Usual, now: int, extras: dict[str, Any]) -> Event:
         or (usual.ip and not is_address(usual.ip))
         or not _are_properties(tuple(properties))
         or (revenue and wrong_sign(name, revenue))
+        or (price and price.value.is_signed())
         or usual.time > latest
         or (usual.created_at and usual.created_at > latest)
         or (usual.installed_at and usual.installed_at > latest)
@@ -197,7 +199,7 @@ def _event(usual: _Usual, now: int, extras: dict[str, Any]) -> Event:
         usual.product_id or "",
         usual.old_product_id or "",
         revenue,
-        _price(usual.price) if usual.price else None,
+        price,
         _transaction(usual.transaction) if usual.transaction else NO_TRANSACTION,
         properties,
         usual.ip or "",
@@ -209,34 +211,29 @@ def _event(usual: _Usual, now: int, extras: dict[str, Any]) -> Event:
     )
 
 
-def _amounts(money: _Price) -> tuple[Decimal, Decimal]:
-    value, usd = money.value, money.value_usd
-    if type(value) is not Decimal:
-        value = amount(value)
-    if type(usd) is not Decimal:
-        usd = amount(usd)
-    if value is None or usd is None or value.is_signed() != usd.is_signed():
-        raise Unusual
-    if not _is_currency(money.currency):
-        raise Unusual
-    return value, usd
-
-
-def _price(money: _Price) -> Money:
-    value, usd = _amounts(money)
-    if value.is_signed():
-        raise Unusual
-    return Money(value, usd, money.currency)
-
-
-def _revenue(money: _Revenue) -> Money:
-    value, usd = _amounts(money)
-    percent = money.proceeds_rate
+def _revenue(read: _Revenue) -> Money:
+    percent = read.proceeds_rate
     if percent is not None:
         percent = rate(percent)
         if percent is None:
             raise Unusual
-    return Money(value, usd, money.currency, bool(money.is_proceed), percent)
+    return _money(read, bool(read.is_proceed), percent)
+
+
+def _money(read: _Price, is_proceed: bool = False, percent: Decimal | None = None) -> Money:
+    value, usd = read.value, read.value_usd
+    if type(value) is not Decimal:
+        value = amount(value)
+    if type(usd) is not Decimal:
+        usd = amount(usd)
+    if (
+        value is None
+        or usd is None
+        or value.is_signed() != usd.is_signed()
+        or not _is_currency(read.currency)
+    ):
+        raise Unusual
+    return Money(value, usd, read.currency, is_proceed, percent)
 
 
 def _transaction(made: _Transaction) -> Transaction:
