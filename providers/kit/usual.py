@@ -44,7 +44,7 @@ Date: TypeAlias = Annotated[int, Meta(ge=0, le=LATEST_EXPIRY)] | None
 Key: TypeAlias = Annotated[str, Meta(max_length=80)]
 Value: TypeAlias = Annotated[str, Meta(max_length=1024)]  # in characters: at most 4096 bytes
 
-DIGITS = 20  # more than any amount has that is written plainly
+DIGITS = 19  # of -10000000000.000000
 NO_TRANSACTION = Transaction()
 NO_DEVICE = Device()
 
@@ -67,14 +67,15 @@ def _name(written: str) -> str:
     return name
 
 
-@lru_cache(1024)
-def _are_properties(keys: tuple[str, ...]) -> bool:
-    return all(map(_is_property, keys))
+@lru_cache(512)  # 7 MB at worst
+def _check_properties(keys: tuple[str, ...]) -> None:
+    if not all(map(_is_property, keys)):
+        raise Unusual
 
 
 @lru_cache(8192)
 def _decimal(digits: str) -> Decimal:
-    """Return a number that is an amount; no other place of the usual form has a fraction."""
+    """Return an amount in its own digits (a rate of the usual form is one too); raise Unusual."""
     number = amount(Decimal(digits)) if len(digits) <= DIGITS else None
     if number is None:
         raise Unusual
@@ -159,7 +160,7 @@ def usual_but_for_extras(raw: bytes, value: dict[str, Any], now: int) -> Event:
     """Return the event in `raw`, which is read as `value`, whatever its extras; raise Unusual."""
     try:
         return _event(_decoder_but_for_extras.decode(raw), now, extras_of(value))
-    except (msgspec.DecodeError, ArithmeticError) as error:
+    except msgspec.DecodeError as error:
         raise Unusual from error
 
 
@@ -168,6 +169,7 @@ def _event(usual: _Usual, now: int, extras: dict[str, Any]) -> Event:
     revenue = _revenue(usual.revenue) if usual.revenue else None
     price = _money(usual.price) if usual.price else None
     properties = usual.properties or {}
+    _check_properties(tuple(properties))
     attribution = usual.asa_attribution
     latest = now + DAY
     if (
@@ -175,7 +177,6 @@ def _event(usual: _Usual, now: int, extras: dict[str, Any]) -> Event:
         or not _is_project(usual.project_id)
         or (usual.country and not _is_country(usual.country))
         or (usual.ip and not is_address(usual.ip))
-        or not _are_properties(tuple(properties))
         or (revenue and wrong_sign(name, revenue))
         or (price and price.value.is_signed())
         or usual.time > latest
