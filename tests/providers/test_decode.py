@@ -587,7 +587,8 @@ def test_addresses(address: str) -> None:
 @pytest.mark.parametrize(
     "address",
     ["256.1.1.1", "1.2.3", "1.2.3.4.5", "1.2.3.4.", "1..3.4", "01.2.3.4", "1.2.3.4\n", "1.2.3.4/8",
-     "localhost", "2130706433", "fe80::1%eth0", "2001:db8::1%\r\nX: y", "\uff11.2.3.4", "x" * 65, 7],
+     "localhost", "2130706433", "fe80::1%eth0", "2001:db8::1%\r\nX: y", "\uff11.2.3.4",
+     "x" * 65, 7],
 )  # fmt: skip
 def test_addresses_that_will_not_do(address: Any) -> None:
     assert "ip" in faults(ip=address)
