@@ -13,9 +13,11 @@ from uuid import NAMESPACE_URL
 import msgspec
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}")
+_NAMESPACE = sha1(NAMESPACE_URL.bytes + b"onward:", usedforsecurity=False)
+_VARIANTS = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # RFC 9562's, by hex digit
 
 
-class Money(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Money(msgspec.Struct, frozen=True, gc=False):
     """An amount in major units of `currency` (ISO 4217), and the same in US dollars.
 
     Refunds are negative. `is_proceed`: the value is already after commission; `proceeds_rate` is
@@ -29,7 +31,7 @@ class Money(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     proceeds_rate: Decimal | None = None
 
 
-class Transaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Transaction(msgspec.Struct, frozen=True, gc=False):
     """The store's transaction; times are Unix seconds, None where unknown or not applicable."""
 
     transaction_id: str = ""
@@ -39,7 +41,7 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     grace_period_expires: int | None = None
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+class Device(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The user's device. `att_status`: 0 not determined, 1 restricted, 2 denied, 3 authorised."""
 
     model: str = ""
@@ -59,7 +61,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
         return re.split(r"[_-]", self.locale)[0]
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """An accepted event; see the field table of the event reference in the README.
 
     `name` is canonical. `time` and `created_at` are Unix seconds. `extras` are the members the
@@ -99,9 +101,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stable_id(self) -> str:
         """A UUID for upstreams that want one: the same on every attempt, other for a refund."""
-        if _UUID.fullmatch(self.id):
+        if len(self.id) == 36 and _UUID.fullmatch(self.id):
             return self.id.lower()
-        return _uuid5(f"onward:{self.project_id}/{self.id}")
+        return _uuid5(f"{self.project_id}/{self.id}")
 
     @property
     def user_key(self) -> str:
@@ -110,9 +112,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _uuid5(name: str) -> str:
-    """Return what `str(uuid.uuid5(NAMESPACE_URL, name))` does, in a fifth of the time."""
-    digest = bytearray(sha1(NAMESPACE_URL.bytes + name.encode(), usedforsecurity=False).digest())
-    digest[6] = digest[6] & 0x0F | 0x50  # version 5
-    digest[8] = digest[8] & 0x3F | 0x80  # RFC 9562's variant
-    text = digest[:16].hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """Return what `str(uuid.uuid5(NAMESPACE_URL, "onward:" + name))` does, many times as fast."""
+    digest = _NAMESPACE.copy()
+    digest.update(name.encode())
+    text = digest.hexdigest()
+    variant = _VARIANTS[text[16]]
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
