@@ -36,15 +36,15 @@ log = logging.getLogger(__name__)
 BUFFER = 1_024  # fresh deliveries in memory: four windows, and few megabytes
 BREATH_SECONDS = 0.005
 FLUSH_SECONDS = 0.01
-REST_SECONDS = 0.04  # where nothing is under way: each look costs a quarter of a millisecond
-TIMERS_SECONDS = 0.05
+REST_SECONDS = 0.09  # where nothing is under way: each look costs a quarter of a millisecond
+TIMERS_SECONDS = 0.1
 RENEW_SECONDS = 2.0
 BALANCE_SECONDS = 0.5
 LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
 GRACE_SECONDS = 5.0
 EXPIRE_SECONDS = 10.0
 ADOPT_SECONDS = 5.0
-NOTICE_SECONDS = 1.0
+NOTICE_SECONDS = 2.0
 
 
 class Drain:

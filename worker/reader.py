@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 READ = 256  # entries a read, of all shards together
 LEAST_FRUITFUL = 2  # no stream gives more than half of a read, lest all do
-BLOCK_MS = 250
+BLOCK_MS = 500
 IDLE_SECONDS = 0.02
 LARGEST_REREAD = 20_000
 

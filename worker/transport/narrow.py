@@ -29,7 +29,7 @@ from worker.transport.wire import (
     timed_out,
 )
 
-TICK_SECONDS = 0.05  # how late a deadline may be
+TICK_SECONDS = 0.2  # how late a deadline may be
 SWEEP_SECONDS = 1.0
 IDLE_SECONDS = 30.0  # shorter than what most servers and balancers allow
 AGE_SECONDS = 300.0  # then a name is looked up, checked and dialled anew
