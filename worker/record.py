@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -69,7 +70,7 @@ def _record_all(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
 def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[int, bool]:
     """Record the heads of the journals that hold something.
 
-    Returns how many rows that was, and whether some journal's head was not all of it: what comes
+    Returns how many rows that was, and whether the journals held more than that: what comes
     meanwhile is for the next time, for a few rows by themselves cost many times as much each.
     """
     lengths = _each(redis, shards, lambda pipe, keys: pipe.xlen(keys.journal))
@@ -78,8 +79,8 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
         return 0, False
     with reading(engine) as connection:
         before = last_recorded(connection, [keys.shard for keys in filled])
-    _trim(redis, filled, before)
-    most = max(PAGES // len(filled), 1)
+    more = sum(lengths) > PAGES
+    most = max(PAGES // len(filled), 1) if more else max(lengths)
     heads = _each(
         redis,
         filled,
@@ -89,10 +90,10 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
     )
     last = {k.shard: head[-1][0].decode() for k, head in zip(filled, heads, strict=True) if head}
     page = _joined([unpack(fields[PAGE]) for head in heads for _, fields in head])
-    if not last or not record_shards(
+    if last and not record_shards(
         engine,
         [(shard, before.get(shard), until) for shard, until in last.items()],
-        deliveries=[_delivery(row) for row in page.rows],
+        deliveries=_deliveries(page.rows),
         dead_letters=[_letter(letter) for letter in page.letters],
         tallies=tallies_of(page),
         health=_health(page),
@@ -100,12 +101,12 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
         nearing=[msgspec.structs.asdict(one) | {"at": _time(one.at)} for one in page.nearing],
     ):
         return 0, False  # another recorder was there first
-    _trim(redis, filled, last)
+    _trim(redis, filled, before | last)
     if traces.on:
         traces.on.recorded(page.rows)
     metrics.RECORDED.labels("deliveries").inc(len(page.rows))
     metrics.RECORDED.labels("dead_letters").inc(len(page.letters))
-    return len(page.rows) + len(page.letters), any(len(head) == most for head in heads)
+    return len(page.rows) + len(page.letters), more
 
 
 def _each(redis: Any, shards: Sequence[Keys], ask: Callable[[Any, Keys], Any]) -> list[Any]:
@@ -150,7 +151,7 @@ def _joined(pages: list[Page]) -> Page:
 
 def tallies_of(page: Page) -> Counter[tuple[str, str]]:
     """Return the page's counts by (integration, outcome or "accepted")."""
-    counts = Counter((row.integration_id, row.outcome) for row in page.rows)
+    counts = Counter(map(attrgetter("integration_id", "outcome"), page.rows))
     for integration, count in page.accepted.items():
         counts[integration, "accepted"] += count
     return counts
@@ -161,9 +162,12 @@ def _time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _delivery(row: Row) -> tuple[Any, ...]:
-    *fields, accepted, finished, entry_id = msgspec.structs.astuple(row)
-    return *fields, _time(accepted), _time(finished), entry_id
+def _deliveries(rows: Sequence[Row]) -> list[Sequence[Any]]:
+    """Return the columns of the rows."""
+    columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
+    if columns:
+        columns[-3:-1] = (list(map(_time, times)) for times in columns[-3:-1])
+    return columns
 
 
 def _letter(letter: Any) -> dict[str, Any]:

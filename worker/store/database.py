@@ -83,10 +83,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def upserting(connection: Connection, table: Table) -> Any:
-    """Return an INSERT that can say ON CONFLICT, in the connection's dialect."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+def upserting(dialect: str, table: Table) -> Any:
+    """Return an INSERT that can say ON CONFLICT, in a connection's dialect."""
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 def now() -> datetime:
