@@ -81,15 +81,12 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
         before = last_recorded(connection, [keys.shard for keys in filled])
     more = sum(lengths) > PAGES
     most = max(PAGES // len(filled), 1) if more else max(lengths)
-    heads = _each(
-        redis,
-        filled,
-        lambda pipe, keys: pipe.xrange(
-            keys.journal, min=_after(before.get(keys.shard)), count=most
-        ),
-    )
-    last = {k.shard: head[-1][0].decode() for k, head in zip(filled, heads, strict=True) if head}
-    page = _joined([unpack(fields[PAGE]) for head in heads for _, fields in head])
+    after = {keys.journal: before.get(keys.shard, "0") for keys in filled}
+    heads = {name.decode(): head for name, head in redis.xread(after, count=most)}
+    last = {
+        keys.shard: heads[keys.journal][-1][0].decode() for keys in filled if keys.journal in heads
+    }
+    page = _joined([unpack(fields[PAGE]) for head in heads.values() for _, fields in head])
     if last and not record_shards(
         engine,
         [(shard, before.get(shard), until) for shard, until in last.items()],
@@ -124,10 +121,6 @@ def _trim(redis: Any, shards: Sequence[Keys], recorded: Mapping[int, str]) -> No
         if last := recorded.get(keys.shard):
             pipe.xtrim(keys.journal, minid=_next(last), approximate=False)
     pipe.execute()
-
-
-def _after(entry_id: str | None) -> str:
-    return f"({entry_id}" if entry_id else "-"
 
 
 def _next(entry_id: str) -> str:

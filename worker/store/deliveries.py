@@ -134,8 +134,8 @@ def record_shards(
 def last_recorded(connection: Connection, shards: Sequence[int]) -> dict[int, str]:
     """Return the journal ids up to which shards are recorded, of those that are at all."""
     mark = JournalMark.table()
-    query = select(mark.c.shard, mark.c.last_id).where(mark.c.shard.in_(shards))
-    return {row.shard: row.last_id for row in connection.execute(query)}
+    every = connection.execute(select(mark.c.shard, mark.c.last_id))
+    return {shard: last_id for shard, last_id in every if shard in shards}
 
 
 def _move_marks(connection: Connection, marks: Sequence[Mark]) -> bool:
