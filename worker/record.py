@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -156,11 +157,18 @@ def _time(ms: int) -> datetime:
 
 
 def _deliveries(rows: Sequence[Row]) -> list[Sequence[Any]]:
-    """Return the columns of the rows."""
+    """Return the columns of the rows; their times, which often come again, as text."""
     columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
     if columns:
-        columns[-3:-1] = (list(map(_time, times)) for times in columns[-3:-1])
+        times = columns[-3:-1]
+        texts = {ms: f"{_second(ms // 1000)}.{ms % 1000:03d}+00:00" for ms in {*chain(*times)}}
+        columns[-3:-1] = ([texts[ms] for ms in column] for column in times)
     return columns
+
+
+@lru_cache(64)
+def _second(at: int) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _letter(letter: Any) -> dict[str, Any]:

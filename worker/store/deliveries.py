@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Dialect,
     Engine,
     FromClause,
     Insert,
@@ -84,7 +85,7 @@ def record_rows(
     return record_shards(
         engine,
         [(shard, last_id_before, last_id)],
-        deliveries=_columns(_T, deliveries),
+        deliveries=_columns(engine.dialect, _T, deliveries),
         dead_letters=dead_letters,
         tallies=tallies,
         health=health,
@@ -105,8 +106,8 @@ def record_shards(
 ) -> bool:
     """Write what the journals of several shards hold, all of it or nothing; see `record_rows`.
 
-    `deliveries` are the table's columns after its id, each of as many values: those of
-    `journal.Row`. They may be none.
+    `deliveries` are the table's columns after its id, in the order of `journal.Row`, each of as
+    many values; times are ISO texts in UTC.
     `nearing`: integrations (`integration_id`, `at`, `used`, `message`) that near a suspension; an
     integration's operator is told of it once an hour.
     """
@@ -115,7 +116,8 @@ def record_shards(
             transaction.rollback()
             return False
         _write(connection, _T, deliveries)
-        _write(connection, _LETTERS, _columns(_LETTERS, map(_storable, dead_letters)))
+        letters = _columns(engine.dialect, _LETTERS, map(_storable, dead_letters))
+        _write(connection, _LETTERS, letters)
         _add_tallies(connection, tallies or {})
         _note_health(connection, health or {})
         _keep_attributions(connection, learned)
@@ -172,32 +174,31 @@ def _given(dialect: str, **types: TypeEngine[Any]) -> FromClause:
     return select(*named).subquery("given")
 
 
-def _columns(table: Table, rows: Iterable[Fields]) -> list[Sequence[Any]]:
-    """Return rows as the table's columns after its id; what is absent is null."""
-    names = [column.name for column in table.columns if column.name != "id"]
-    absent: Fields = dict.fromkeys(names) | {"attempts": 0}
-    return list(zip(*(map({**absent, **row}.__getitem__, names) for row in rows), strict=True))
+def _columns(dialect: Dialect, table: Table, rows: Iterable[Fields]) -> list[Sequence[Any]]:
+    """Return rows as the table's columns after its id, as drivers take them; absent is null."""
+    known = [column for column in table.columns if column.name != "id"]
+    absent: Fields = {column.name: None for column in known} | {"attempts": 0}
+    whole = [{**absent, **row} for row in rows]
+    return [_stored(dialect, one, [row[one.name] for row in whole]) for one in known]
 
 
 def _write(connection: Connection, table: Table, columns: Sequence[Sequence[Any]]) -> None:
     """Write columns: with COPY, a fraction of what any INSERT costs, or as the driver's rows."""
-    if not columns:
+    if not columns or not columns[0]:
         return
-    known = [column for column in table.columns if column.name != "id"]
-    names = ", ".join(column.name for column in known)
-    values = list(map(partial(_stored, connection), known, columns))
+    names = ", ".join(column.name for column in table.columns if column.name != "id")
     if connection.dialect.name != "postgresql":
-        marks = ", ".join("?" * len(known))
+        marks = ", ".join("?" * len(columns))
         head = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  our own names
-        connection.exec_driver_sql(head, list(zip(*values, strict=True)))
+        connection.exec_driver_sql(head, list(zip(*columns, strict=True)))
         return
     try:
-        _copy(connection, table, f"COPY {table.name} ({names}) FROM STDIN", values)
+        _copy(connection, table, f"COPY {table.name} ({names}) FROM STDIN", columns)
     except connection.dialect.loaded_dbapi.DataError as error:
         raise DataError("COPY", None, error, hide_parameters=True) from error
 
 
-def _copy(connection: Connection, table: Table, how: str, columns: list[Sequence[Any]]) -> None:
+def _copy(connection: Connection, table: Table, how: str, columns: Sequence[Sequence[Any]]) -> None:
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(how) as copy:
         if table is _T:
@@ -209,7 +210,7 @@ def _copy(connection: Connection, table: Table, how: str, columns: list[Sequence
 
 
 def _copied(values: Sequence[Any]) -> Sequence[str]:
-    """Return a column's text, numbers or times as COPY reads them: a third of the driver's time.
+    """Return a column's text or numbers as COPY reads them: a third of the driver's time.
 
     https://www.postgresql.org/docs/current/sql-copy.html
     """
@@ -228,17 +229,18 @@ def _escaped(text: str) -> str:
     return text
 
 
-def _stored(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
-    """Return a column's values as the driver takes them; the same often come again."""
+def _stored(dialect: Dialect, column: Column[Any], values: list[Any]) -> list[Any]:
     if isinstance(column.type, JSON):
         return [None if value is None else json.dumps(value) for value in values]
-    convert = column.type.bind_processor(connection.dialect)
+    convert = column.type.bind_processor(dialect)
     if convert is None:
         return values
-    converted = {value: convert(value) for value in set(values)}
-    if isinstance(column.type, UtcTime):  # as sqlite3 would write it, each time anew
-        converted = {value: at and str(at) for value, at in converted.items()}
-    return [converted[value] for value in values]
+    converted = map(convert, values)
+    return list(map(_text_of, converted) if isinstance(column.type, UtcTime) else converted)
+
+
+def _text_of(at: datetime | None) -> str | None:
+    return None if at is None else str(at)
 
 
 def _storable(letter: Fields) -> dict[str, Any]:
