@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -69,7 +71,7 @@ def _record_all(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
 def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[int, bool]:
     """Record the heads of the journals that hold something.
 
-    Returns how many rows that was, and whether some journal's head was not all of it: what comes
+    Returns how many rows that was, and whether the journals held more than that: what comes
     meanwhile is for the next time, for a few rows by themselves cost many times as much each.
     """
     lengths = _each(redis, shards, lambda pipe, keys: pipe.xlen(keys.journal))
@@ -78,21 +80,18 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
         return 0, False
     with reading(engine) as connection:
         before = last_recorded(connection, [keys.shard for keys in filled])
-    _trim(redis, filled, before)
-    most = max(PAGES // len(filled), 1)
-    heads = _each(
-        redis,
-        filled,
-        lambda pipe, keys: pipe.xrange(
-            keys.journal, min=_after(before.get(keys.shard)), count=most
-        ),
-    )
-    last = {k.shard: head[-1][0].decode() for k, head in zip(filled, heads, strict=True) if head}
-    page = _joined([unpack(fields[PAGE]) for head in heads for _, fields in head])
-    if not last or not record_shards(
+    more = sum(lengths) > PAGES
+    most = max(PAGES // len(filled), 1) if more else max(lengths)
+    after = {keys.journal: before.get(keys.shard, "0") for keys in filled}
+    heads = {name.decode(): head for name, head in redis.xread(after, count=most)}
+    last = {
+        keys.shard: heads[keys.journal][-1][0].decode() for keys in filled if keys.journal in heads
+    }
+    page = _joined([unpack(fields[PAGE]) for head in heads.values() for _, fields in head])
+    if last and not record_shards(
         engine,
         [(shard, before.get(shard), until) for shard, until in last.items()],
-        deliveries=[_delivery(row) for row in page.rows],
+        deliveries=_deliveries(page.rows),
         dead_letters=[_letter(letter) for letter in page.letters],
         tallies=tallies_of(page),
         health=_health(page),
@@ -100,12 +99,12 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
         nearing=[msgspec.structs.asdict(one) | {"at": _time(one.at)} for one in page.nearing],
     ):
         return 0, False  # another recorder was there first
-    _trim(redis, filled, last)
+    _trim(redis, filled, before | last)
     if traces.on:
         traces.on.recorded(page.rows)
     metrics.RECORDED.labels("deliveries").inc(len(page.rows))
     metrics.RECORDED.labels("dead_letters").inc(len(page.letters))
-    return len(page.rows) + len(page.letters), any(len(head) == most for head in heads)
+    return len(page.rows) + len(page.letters), more
 
 
 def _each(redis: Any, shards: Sequence[Keys], ask: Callable[[Any, Keys], Any]) -> list[Any]:
@@ -123,10 +122,6 @@ def _trim(redis: Any, shards: Sequence[Keys], recorded: Mapping[int, str]) -> No
         if last := recorded.get(keys.shard):
             pipe.xtrim(keys.journal, minid=_next(last), approximate=False)
     pipe.execute()
-
-
-def _after(entry_id: str | None) -> str:
-    return f"({entry_id}" if entry_id else "-"
 
 
 def _next(entry_id: str) -> str:
@@ -150,7 +145,7 @@ def _joined(pages: list[Page]) -> Page:
 
 def tallies_of(page: Page) -> Counter[tuple[str, str]]:
     """Return the page's counts by (integration, outcome or "accepted")."""
-    counts = Counter((row.integration_id, row.outcome) for row in page.rows)
+    counts = Counter(map(attrgetter("integration_id", "outcome"), page.rows))
     for integration, count in page.accepted.items():
         counts[integration, "accepted"] += count
     return counts
@@ -161,9 +156,19 @@ def _time(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _delivery(row: Row) -> tuple[Any, ...]:
-    *fields, accepted, finished, entry_id = msgspec.structs.astuple(row)
-    return *fields, _time(accepted), _time(finished), entry_id
+def _deliveries(rows: Sequence[Row]) -> list[Sequence[Any]]:
+    """Return the columns of the rows; their times, which often come again, as text."""
+    columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
+    if columns:
+        times = columns[-3:-1]
+        texts = {ms: f"{_second(ms // 1000)}.{ms % 1000:03d}+00:00" for ms in {*chain(*times)}}
+        columns[-3:-1] = ([texts[ms] for ms in column] for column in times)
+    return columns
+
+
+@lru_cache(64)
+def _second(at: int) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _letter(letter: Any) -> dict[str, Any]:

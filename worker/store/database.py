@@ -67,6 +67,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         "synchronous=FULL",  # what was committed survives a power failure, too
         f"busy_timeout={BUSY_SECONDS * 1000}",
         "foreign_keys=ON",
+        "cache_size=-16000",  # KiB; what the record writes to is spread all over its indexes
+        "wal_autocheckpoint=4000",  # pages, of which many are then the same
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 
@@ -83,10 +85,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def upserting(connection: Connection, table: Table) -> Any:
-    """Return an INSERT that can say ON CONFLICT, in the connection's dialect."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+def upserting(dialect: str, table: Table) -> Any:
+    """Return an INSERT that can say ON CONFLICT, in a connection's dialect."""
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
 
 
 def now() -> datetime:

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache
 from typing import Any, TypeAlias
 
 from sqlalchemy import (
@@ -16,23 +16,29 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Dialect,
     Engine,
+    FromClause,
+    Insert,
     Integer,
     Table,
     Text,
+    Update,
     and_,
     bindparam,
     case,
+    cast,
+    column,
     delete,
     func,
     null,
     or_,
     select,
     true,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import DataError
+from sqlalchemy.types import TypeEngine
 
 from worker.store import audit, notifications
 from worker.store.database import reading, upserting
@@ -50,6 +56,7 @@ Fields = Mapping[str, Any]
 Mark: TypeAlias = tuple[int, str | None, str]  # shard, how far it was recorded, how far it is now
 NEARING_EVERY = timedelta(hours=1)
 PRUNED_AT_ONCE = 5_000  # rows; SQLite's writers wait for as long as that takes
+ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}  # in COPY's text
 _T = Delivery.table()
 _LETTERS = DeadLetter.table()
 
@@ -78,7 +85,7 @@ def record_rows(
     return record_shards(
         engine,
         [(shard, last_id_before, last_id)],
-        deliveries=_in_order(_T, deliveries),
+        deliveries=_columns(engine.dialect, _T, deliveries),
         dead_letters=dead_letters,
         tallies=tallies,
         health=health,
@@ -99,7 +106,8 @@ def record_shards(
 ) -> bool:
     """Write what the journals of several shards hold, all of it or nothing; see `record_rows`.
 
-    `deliveries` are in the order of the table's columns after its id, as `journal.Row` is.
+    `deliveries` are the table's columns after its id, in the order of `journal.Row`, each of as
+    many values; times are ISO texts in UTC.
     `nearing`: integrations (`integration_id`, `at`, `used`, `message`) that near a suspension; an
     integration's operator is told of it once an hour.
     """
@@ -108,7 +116,8 @@ def record_shards(
             transaction.rollback()
             return False
         _write(connection, _T, deliveries)
-        _write(connection, _LETTERS, _in_order(_LETTERS, map(_storable, dead_letters)))
+        letters = _columns(engine.dialect, _LETTERS, map(_storable, dead_letters))
+        _write(connection, _LETTERS, letters)
         _add_tallies(connection, tallies or {})
         _note_health(connection, health or {})
         _keep_attributions(connection, learned)
@@ -127,90 +136,111 @@ def record_shards(
 def last_recorded(connection: Connection, shards: Sequence[int]) -> dict[int, str]:
     """Return the journal ids up to which shards are recorded, of those that are at all."""
     mark = JournalMark.table()
-    query = select(mark.c.shard, mark.c.last_id).where(mark.c.shard.in_(shards))
-    return {row.shard: row.last_id for row in connection.execute(query)}
+    every = connection.execute(select(mark.c.shard, mark.c.last_id))
+    return {shard: last_id for shard, last_id in every if shard in shards}
 
 
 def _move_marks(connection: Connection, marks: Sequence[Mark]) -> bool:
     """Move the marks of all shards from where they are said to be; False where one is elsewhere."""
+    rows = [{"shard": shard, "before": before, "to": to} for shard, before, to in sorted(marks)]
+    statements = _moving(connection.dialect.name)
+    given = {"given": json.dumps(rows)}
+    return sum(connection.execute(one, given).rowcount for one in statements) == len(marks)
+
+
+@cache
+def _moving(dialect: str) -> tuple[Insert, Update]:
     mark = JournalMark.table()
-    first = [{"shard": shard, "last_id": to} for shard, before, to in sorted(marks) if not before]
-    moving = [(shard, before, to) for shard, before, to in sorted(marks) if before]
-    moved = 0
-    if first:
-        new = upserting(connection, mark).values(first).on_conflict_do_nothing()
-        moved += len(connection.execute(new.returning(mark.c.shard)).all())
-    if moving:
-        places = tuple_(mark.c.shard, mark.c.last_id).in_([(n, before) for n, before, _ in moving])
-        to = case({shard: to for shard, _, to in moving}, value=mark.c.shard)
-        moved += connection.execute(update(mark).where(places).values(last_id=to)).rowcount
-    return moved == len(marks)
+    given = _given(dialect, shard=Integer(), before=Text(), to=Text())
+    first = select(given.c.shard, given.c.to).where(given.c.before.is_(None))
+    new = upserting(dialect, mark).from_select(["shard", "last_id"], first).on_conflict_do_nothing()
+    move = update(mark).where(mark.c.shard == given.c.shard, mark.c.last_id == given.c.before)
+    return new.execution_options(preserve_rowcount=True), move.values(last_id=given.c.to)
 
 
-def _in_order(table: Table, rows: Iterable[Fields]) -> list[tuple[Any, ...]]:
-    """Return rows as tuples of the table's columns after its id; what is absent is null."""
-    names = [column.name for column in table.columns if column.name != "id"]
-    absent: Fields = dict.fromkeys(names) | {"attempts": 0}
-    return [tuple(map({**absent, **row}.__getitem__, names)) for row in rows]
+def _given(dialect: str, **types: TypeEngine[Any]) -> FromClause:
+    """Return the rows of the parameter `given`, which is JSON, as a table.
+
+    So a statement is sent once for all its rows: for each, it would cost as much as ten deliveries.
+    """
+    rows = bindparam("given", type_=Text())
+    columns = [column(name, type_) for name, type_ in types.items()]
+    if dialect == "postgresql":
+        read = func.json_to_recordset(cast(rows, JSON))
+        return read.table_valued(*columns).render_derived("given", with_types=True)
+    value = func.json_each(rows).table_valued("value").c.value
+    fields = (func.json_extract(value, f"$.{one.name}", type_=one.type) for one in columns)
+    named = (field.label(name) for field, name in zip(fields, types, strict=True))
+    return select(*named).subquery("given")
 
 
-def _write(connection: Connection, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-    """Write rows: with COPY, a fraction of what any INSERT costs, or as the driver's own rows."""
-    if not rows:
+def _columns(dialect: Dialect, table: Table, rows: Iterable[Fields]) -> list[Sequence[Any]]:
+    """Return rows as the table's columns after its id, as drivers take them; absent is null."""
+    known = [column for column in table.columns if column.name != "id"]
+    absent: Fields = {column.name: None for column in known} | {"attempts": 0}
+    whole = [{**absent, **row} for row in rows]
+    return [_stored(dialect, one, [row[one.name] for row in whole]) for one in known]
+
+
+def _write(connection: Connection, table: Table, columns: Sequence[Sequence[Any]]) -> None:
+    """Write columns: with COPY, a fraction of what any INSERT costs, or as the driver's rows."""
+    if not columns or not columns[0]:
         return
-    columns = [column for column in table.columns if column.name != "id"]
-    names = ", ".join(column.name for column in columns)
-    values = list(
-        zip(*map(partial(_stored, connection), columns, zip(*rows, strict=True)), strict=True)
-    )
+    names = ", ".join(column.name for column in table.columns if column.name != "id")
     if connection.dialect.name != "postgresql":
         marks = ", ".join("?" * len(columns))
         head = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  our own names
-        connection.exec_driver_sql(head, values)
+        connection.exec_driver_sql(head, list(zip(*columns, strict=True)))
         return
     try:
-        _copy(connection, table, f"COPY {table.name} ({names}) FROM STDIN", values)
+        _copy(connection, table, f"COPY {table.name} ({names}) FROM STDIN", columns)
     except connection.dialect.loaded_dbapi.DataError as error:
         raise DataError("COPY", None, error, hide_parameters=True) from error
 
 
-def _copy(connection: Connection, table: Table, how: str, rows: Sequence[Sequence[Any]]) -> None:
+def _copy(connection: Connection, table: Table, how: str, columns: Sequence[Sequence[Any]]) -> None:
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(how) as copy:
         if table is _T:
-            texts = map(_copied, zip(*rows, strict=True))
-            lines = map("\t".join, zip(*texts, strict=True))
-            copy.write("".join([f"{line}\n" for line in lines]))
+            lines = map("\t".join, zip(*map(_copied, columns), strict=True))
+            copy.write("\n".join([*lines, ""]))
         else:
-            for row in rows:
+            for row in zip(*columns, strict=True):
                 copy.write_row(row)
 
 
-def _copied(values: Sequence[Any]) -> list[str]:
-    """Return a column's text, numbers or times as COPY reads them: a third of the driver's time.
+def _copied(values: Sequence[Any]) -> Sequence[str]:
+    """Return a column's text or numbers as COPY reads them: a third of the driver's time.
 
     https://www.postgresql.org/docs/current/sql-copy.html
     """
+    if {*map(type, values)} == {str}:
+        whole = "".join(values)
+        if not any(special in whole for special in ESCAPES):
+            return values
     texts = {value: _escaped(str(value)) for value in set(values)} | {None: r"\N"}
     return [texts[value] for value in values]
 
 
 def _escaped(text: str) -> str:
-    if "\\" in text or not text.isprintable():
-        for plain, escaped in ("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r"):
+    for plain, escaped in ESCAPES.items():
+        if plain in text:
             text = text.replace(plain, escaped)
     return text
 
 
-def _stored(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Sequence[Any]:
-    """Return a column's values as the driver takes them; the same often come again."""
+def _stored(dialect: Dialect, column: Column[Any], values: list[Any]) -> list[Any]:
     if isinstance(column.type, JSON):
         return [None if value is None else json.dumps(value) for value in values]
-    convert = column.type.bind_processor(connection.dialect)
+    convert = column.type.bind_processor(dialect)
     if convert is None:
         return values
-    converted = {value: convert(value) for value in set(values)}
-    return [converted[value] for value in values]
+    converted = map(convert, values)
+    return list(map(_text_of, converted) if isinstance(column.type, UtcTime) else converted)
+
+
+def _text_of(at: datetime | None) -> str | None:
+    return None if at is None else str(at)
 
 
 def _storable(letter: Fields) -> dict[str, Any]:
@@ -228,17 +258,26 @@ def _text(value: str) -> str:
 def _add_tallies(connection: Connection, tallies: Mapping[tuple[str, str], int]) -> None:
     if not tallies:
         return
-    table = Tally.table()
-    new = upserting(connection, table)
-    more = new.on_conflict_do_update(
-        index_elements=[table.c.integration_id, table.c.outcome],
-        set_={"count": table.c.count + new.excluded.count},
-    )
     rows = [
         {"integration_id": integration, "outcome": outcome, "count": count}
         for (integration, outcome), count in sorted(tallies.items())  # one order: no deadlock
     ]
-    connection.execute(more, rows)
+    connection.execute(_adding(connection.dialect.name), {"given": json.dumps(rows)})
+
+
+@cache
+def _adding(dialect: str) -> Insert:
+    table = Tally.table()
+    given = _given(dialect, **{one.name: one.type for one in table.columns})
+    rows = select(given).where(true())  # without a WHERE, SQLite takes ON for a join's
+    new = upserting(dialect, table)
+    added: Insert = new.from_select(
+        [one.name for one in table.columns], rows
+    ).on_conflict_do_update(
+        index_elements=[table.c.integration_id, table.c.outcome],
+        set_={"count": table.c.count + new.excluded.count},
+    )
+    return added
 
 
 def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
@@ -248,40 +287,43 @@ def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
     """
     if not health:
         return
+    rows = [_health(id_, seen) for id_, seen in sorted(health.items())]
+    written: Any = UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
+    given = json.dumps(rows, default=lambda at: str(written(at)))
+    connection.execute(_noting(connection.dialect.name), {"given": given})
+
+
+@cache
+def _noting(dialect: str) -> Update:
     t = Integration.table()
-    delivered_at, error_at, first = (
-        bindparam(name, type_=UtcTime()) for name in ("delivered_at", "error_at", "first")
-    )
-    failures, delivered = (
-        bindparam("failures", type_=Integer),
-        bindparam("delivered", type_=Boolean),
-    )
+    given = _given(
+        dialect,
+        of=Text(), delivered_at=UtcTime(), error_at=UtcTime(), message=Text(), reason=Text(),
+        failures=Integer(), delivered=Boolean(), first=UtcTime(),
+    ).c  # fmt: skip
     newer = and_(
-        error_at.is_not(None),
+        given.error_at.is_not(None),
         t.c.active != 2,
-        or_(t.c.last_error_at.is_(None), t.c.last_error_at <= error_at),
+        or_(t.c.last_error_at.is_(None), t.c.last_error_at <= given.error_at),
     )
-    reset = delivered == true()
-    statement = (
+    streak = func.coalesce(t.c.first_error_at, given.first)
+    more = t.c.delivery_error_count + given.failures
+    reset = given.delivered == true()
+    return (
         update(t)
-        .where(t.c.id == bindparam("of"))
+        .where(t.c.id == given.of)
         .values(
-            last_delivery_at=func.coalesce(delivered_at, t.c.last_delivery_at),
+            last_delivery_at=func.coalesce(given.delivered_at, t.c.last_delivery_at),
             probation_epoch=case(
-                (delivered_at > t.c.updated_at, null()), else_=t.c.probation_epoch
+                (given.delivered_at > t.c.updated_at, null()), else_=t.c.probation_epoch
             ),
-            last_error_at=case((newer, error_at), else_=t.c.last_error_at),
-            last_error_message=_if(newer, "message", t.c.last_error_message),
-            last_error_reason=_if(newer, "reason", t.c.last_error_reason),
-            delivery_error_count=case((reset, failures), else_=t.c.delivery_error_count + failures),
-            first_error_at=case((reset, first), else_=func.coalesce(t.c.first_error_at, first)),
+            last_error_at=case((newer, given.error_at), else_=t.c.last_error_at),
+            last_error_message=case((newer, given.message), else_=t.c.last_error_message),
+            last_error_reason=case((newer, given.reason), else_=t.c.last_error_reason),
+            delivery_error_count=case((reset, given.failures), else_=more),
+            first_error_at=case((reset, given.first), else_=streak),
         )
     )
-    connection.execute(statement, [_health(id_, seen) for id_, seen in sorted(health.items())])
-
-
-def _if(condition: Any, name: str, otherwise: Any) -> Any:
-    return case((condition, bindparam(name, type_=Text)), else_=otherwise)
 
 
 def _health(integration_id: str, seen: Fields) -> dict[str, Any]:
@@ -302,7 +344,7 @@ def _keep_attributions(connection: Connection, learned: Sequence[Fields]) -> Non
     if not learned:
         return
     table = Attribution.table()
-    new = upserting(connection, table)
+    new = upserting(connection.dialect.name, table)
     names = ("record", "state", "updated_at")
     connection.execute(
         new.on_conflict_do_update(

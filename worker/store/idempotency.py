@@ -30,7 +30,9 @@ def claim(connection: Connection, project_id: str, key: str, digest: str) -> Ans
     mine = (_T.c.project_id == project_id, _T.c.key == key)
     connection.execute(delete(_T).where(*mine, _T.c.created_at < now() - KEPT))
     values = {"project_id": project_id, "key": key, "digest": digest}
-    new = upserting(connection, _T).values(**values, status=0, body="", created_at=now())
+    new = upserting(connection.dialect.name, _T).values(
+        **values, status=0, body="", created_at=now()
+    )
     claimed = connection.execute(new.on_conflict_do_nothing().returning(_T.c.key)).first()
     if claimed is not None:
         return None
