@@ -127,8 +127,8 @@ class Drain:
 
     async def _fire(self) -> None:
         self.beat = time.monotonic()
-        if self.directory.read_at != self._directory_seen:
-            self._directory_seen = self.directory.read_at
+        if self.directory.taken_at != self._directory_seen:
+            self._directory_seen = self.directory.taken_at
             self.dispatcher.reconcile()
         self.dispatcher.fire()
 

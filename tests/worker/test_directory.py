@@ -1,13 +1,19 @@
-"""What the delivery loop makes of an integration's row."""
+"""What the delivery loop makes of an integration's row, and when it reads them."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from worker.directory import Integration, compile_integration
+from worker import directory
+from worker.directory import Directory, Integration, compile_integration
 from worker.settings import load_settings
+from worker.store.database import make_engine
+from worker.store.integrations import create_integration, set_status
+from worker.store.projects import create_project
+from worker.store.schema import upgrade
 from worker.store.secrets import KeyRing
 from worker.suspension import Thresholds
 
@@ -70,3 +76,32 @@ def test_what_is_wrong_with_a_row_is_said_and_hurts_no_other(
 @pytest.mark.parametrize(("epoch", "probation"), [(3, True), (2, False), (None, False)])
 def test_probation_is_of_one_epoch(epoch: int | None, *, probation: bool) -> None:
     assert compiled(URL, probation_epoch=epoch).on_probation is probation
+
+
+def test_all_is_read_where_something_changed_and_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}")
+    upgrade(engine)
+    with engine.begin() as connection:
+        create_project(connection, "A", "prj_a")
+        made = create_integration(
+            connection, "prj_a", title="A", slug="webhooks", platform="iOS", actor="op"
+        )
+    read = Directory(engine, RING, WORKER)
+    read.refresh()
+    first, seen = read.get(made.id), read.taken_at
+    read.refresh()
+    assert (read.get(made.id), read.taken_at) == (first, seen)
+    assert read.read_at > seen
+    assert not read.targets("prj_a", "iOS")
+    with engine.begin() as connection:
+        set_status(connection, made.id, 1, "op")
+    read.refresh()
+    assert read.taken_at > seen
+    assert [one.id for one in read.targets("prj_a", "iOS")] == [made.id]
+    seen = read.taken_at
+    monkeypatch.setattr(directory, "WHOLE_SECONDS", 0)
+    read.refresh()
+    assert read.taken_at > seen
+    engine.dispose()

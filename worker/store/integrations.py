@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from providers.kit import Settings
 from worker.registry import provider_of
@@ -112,10 +112,26 @@ def config_rows(connection: Connection) -> Sequence[Row[Any]]:
     """Return what the worker caches of every integration that is not deleted, paused ones too."""
     names = (
         "id", "project_id", "slug", "platform", "active", "epoch", "probation_epoch",
-        "updated_at", "settings", "deleted_at",
+        "updated_at", "settings",
     )  # fmt: skip
     columns = [_T.c[name] for name in names]
     return connection.execute(select(*columns).where(_T.c.deleted_at.is_(None))).all()
+
+
+def config_version(connection: Connection) -> tuple[Any, ...]:
+    """Return what is another once `config_rows` says something new: sums, and not a row is sent.
+
+    Settings that were but encrypted anew are nothing new.
+    """
+    times: list[Any]
+    if connection.dialect.name == "postgresql":
+        times = [func.extract("epoch", _T.c.updated_at)]
+    else:  # kept as text, with six digits of microseconds
+        times = [func.strftime("%s", _T.c.updated_at), func.substr(_T.c.updated_at, 21)]
+    numbers = [_T.c.active, _T.c.epoch, _T.c.probation_epoch, *times]
+    sums = [func.sum(number) for number in numbers]
+    query = select(func.count(), *sums).where(_T.c.deleted_at.is_(None))
+    return tuple(connection.execute(query).one())
 
 
 def set_status(

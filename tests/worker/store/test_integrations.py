@@ -8,7 +8,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from worker.store import audit, notifications
@@ -17,6 +17,7 @@ from worker.store.errors import Invalid, NotFound, UnreadableSettings
 from worker.store.integrations import (
     Saved,
     config_rows,
+    config_version,
     create_integration,
     delete,
     get,
@@ -339,3 +340,44 @@ def test_the_workers_cache_gets_paused_ones_too(engine: Engine, integration_id: 
         integration_id, "prj_a", "amplitude", "iOS",
     )  # fmt: skip
     assert (row.active, row.epoch, row.probation_epoch, row.settings) == (0, 0, None, None)
+
+
+def test_each_change_moves_the_version_of_the_configuration(
+    engine: Engine, integration_id: str, hook: Integration
+) -> None:
+    def version() -> tuple[Any, ...]:
+        with reading(engine) as connection:
+            return config_version(connection)
+
+    def remove() -> None:
+        with engine.begin() as connection:
+            delete(connection, hook.id, "op")
+
+    seen = [version()]
+    assert version() == seen[0]
+    for change in (
+        lambda: settings(engine, hook.id, {"url": "https://customer.example/other"}),
+        lambda: status(engine, hook.id, 1),
+        lambda: status(engine, integration_id, 1),
+        lambda: stop(engine, hook.id, 0),
+        lambda: status(engine, hook.id, 1),
+        lambda: status(engine, hook.id, 0),
+        lambda: stop(engine, hook.id, 2),  # only its epoch moves
+        remove,
+    ):
+        change()
+        seen.append(version())
+        assert seen.count(seen[-1]) == 1
+
+
+def test_of_two_changes_at_once_the_later_commit_is_seen_too(
+    engine: Engine, integration_id: str, hook: Integration
+) -> None:
+    def save(id_: str, updated_at: datetime) -> tuple[Any, ...]:
+        with engine.begin() as connection:
+            same = update(Integration.table()).where(Integration.id == id_)
+            connection.execute(same.values(updated_at=updated_at))
+            return config_version(connection)
+
+    newer = save(hook.id, now() + timedelta(seconds=5))
+    assert save(integration_id, now() + timedelta(seconds=1)) != newer  # from a slower clock
