@@ -229,7 +229,7 @@ class _Body(Members):
 
 def _body(event: Event, settings: WebhooksSettings) -> bytes:
     body = dump(
-        _Body(
+        _Body(  # by position: so many names would take 1 µs more
             name_of(event, settings, NAMES),
             event.user_id,
             event.custom_user_id,
@@ -254,6 +254,8 @@ def _body(event: Event, settings: WebhooksSettings) -> bytes:
             event.installed_at,
         )
     )
+    if not event.extras:
+        return body
     extras = {k: event.extras[k] for k in sorted(event.extras) if k not in _Body.__struct_fields__}
     return b"%b,%b" % (body[:-1], dump(extras)[1:]) if extras else body
 

@@ -35,8 +35,12 @@ def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: C
     off, sandbox, too old); the provider sees the rest.
     """
     unsent: dict[int, Unsent] = {}
+    unwanted: dict[tuple[str, str, str], Skipped | None] = {}  # the events are of few kinds
     for position, event in enumerate(events):
-        reason = screen(provider, event, settings, context.now)
+        kind = event.name, event.platform, event.environment
+        if kind not in unwanted:
+            unwanted[kind] = _unwanted(provider, event, settings)
+        reason = unwanted[kind] or _too_old(provider, event, context.now)
         if reason:
             unsent[position] = reason
     if not unsent:
@@ -55,6 +59,11 @@ def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: C
 
 def screen(provider: Provider[S], event: Event, settings: S, now: datetime) -> Skipped | None:
     """Return why the event is not for this provider or integration, or None."""
+    return _unwanted(provider, event, settings) or _too_old(provider, event, now)
+
+
+def _unwanted(provider: Provider[S], event: Event, settings: S) -> Skipped | None:
+    """Return why events of its name, platform and environment are not sent, or None."""
     if event.platform not in provider.stores:
         stores = " and ".join(provider.stores)
         return Skipped("store", f"{provider.title} takes events of {stores} only")
@@ -72,6 +81,10 @@ def screen(provider: Provider[S], event: Event, settings: S, now: datetime) -> S
         )
     if event.sandbox and not settings.takes_sandbox():
         return Skipped("sandbox", "sandbox event, and these settings send production events only")
+    return None
+
+
+def _too_old(provider: Provider[S], event: Event, now: datetime) -> Skipped | None:
     oldest = provider.limits.max_age
     if oldest is not None and now.timestamp() - event.time > oldest.total_seconds():
         return Skipped(
