@@ -161,7 +161,7 @@ def encode(events: Sequence[Event], settings: PosthogSettings, context: Context)
     )
 
 
-def _event(event: Event, settings: PosthogSettings) -> Mapping[str, Json] | Skipped:
+def _event(event: Event, settings: PosthogSettings) -> dict[str, Json] | Skipped:
     for category, sent in settings.categories.items():
         if not sent and event.name.startswith(CATEGORIES[category]):
             return Skipped("switched_off", f"{category} are switched off (see categories)")

@@ -10,6 +10,7 @@ from providers.kit.event import Event
 from providers.kit.interface import (
     Context,
     Limits,
+    Members,
     Plan,
     Provider,
     Rejected,
@@ -24,6 +25,8 @@ from providers.kit.settings import Settings
 S = TypeVar("S", bound=Settings)
 Group = TypeVar("Group", bound=Hashable)
 Made: TypeAlias = Request | Iterable[Request] | Unsent
+Item: TypeAlias = dict[str, Any] | Members
+ITEM = (dict, Members)
 UNSENT = (Skipped, Rejected, Retry)
 NUMBERS = (int, float, Decimal)  # 0 and False are known
 
@@ -124,7 +127,7 @@ def one_each(events: Sequence[Event], make: Callable[[Event], Made]) -> Plan:
 def in_batches(
     events: Sequence[Event],
     limits: Limits,
-    make: Callable[[Event], Mapping[str, Any] | tuple[Mapping[str, Any], ...] | Unsent],
+    make: Callable[[Event], Item | tuple[Item, ...] | Unsent],
     request: Callable[[bytes, Any], Request],
     *,
     group: Callable[[Event], Hashable] = lambda _event: None,
@@ -144,10 +147,13 @@ def in_batches(
     largest = min(item_bytes or limits.bytes, limits.bytes - overhead)
     for position, event in enumerate(events):
         made = make(event)
-        if isinstance(made, UNSENT):
+        if isinstance(made, ITEM):
+            item = dump(made)
+        elif isinstance(made, tuple):
+            item = b",".join(map(dump, made))
+        else:
             unsent[position] = made
             continue
-        item = b",".join(map(dump, made)) if isinstance(made, tuple) else dump(made)
         if len(item) > largest:
             unsent[position] = Rejected("too_large", f"{len(item):,} bytes, at most {largest:,}")
         else:
