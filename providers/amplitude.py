@@ -7,7 +7,7 @@ Errors: a 400 takes nothing, and names bad events by position; the others are se
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -113,7 +113,7 @@ def _upload(items: bytes, settings: AmplitudeSettings, *, sandbox: bool) -> Requ
     return Request.json(url, head + items + tail, headers={"Accept": "*/*"})
 
 
-def _event(event: Event, settings: AmplitudeSettings) -> Mapping[str, Json] | Skipped:
+def _event(event: Event, settings: AmplitudeSettings) -> dict[str, Json] | Skipped:
     own, shortest = settings.user_property_for_user_id, settings.min_id_length
     user = user_id(event, own, refused=REFUSED, shortest=shortest)
     device = _device_id(event, settings)

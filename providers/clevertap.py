@@ -7,7 +7,7 @@ Errors: a 200 may be partial or a failure; refused records come back whole, with
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -130,7 +130,7 @@ def _upload(body: bytes, settings: ClevertapSettings, *, sandbox: bool, query: s
     )
 
 
-def _records(event: Event, settings: ClevertapSettings) -> tuple[Mapping[str, Json], ...] | Skipped:
+def _records(event: Event, settings: ClevertapSettings) -> tuple[dict[str, Json], ...] | Skipped:
     """Return the event's record and, if wanted, that of the charge."""
     key = settings.user_property_for_object_id
     by_object = settings.identify_by == "objectId"

@@ -178,7 +178,7 @@ def _dataset(settings: FacebookSettings, *, sandbox: bool) -> tuple[str, dict[st
     return own or settings.dataset_id, token
 
 
-def _event(event: Event, settings: FacebookSettings, now: int) -> Mapping[str, Json] | Skipped:
+def _event(event: Event, settings: FacebookSettings, now: int) -> dict[str, Json] | Skipped:
     if event.name in MONEY_OUT and settings.refunds == "skip":
         return Skipped("refund", "Meta takes no refunds (set refunds to custom_event to send them)")
     tracking = _tracking(event)

@@ -7,7 +7,7 @@ Errors: a 400 names bad events by index and has stored all others.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -139,7 +139,7 @@ def _import(items: bytes, settings: MixpanelSettings, *, sandbox: bool) -> Reque
     return Request.json(url, items, headers=headers)
 
 
-def _event(event: Event, settings: MixpanelSettings, now: int) -> Mapping[str, Json] | Unsent:
+def _event(event: Event, settings: MixpanelSettings, now: int) -> dict[str, Json] | Unsent:
     if event.time > now + AHEAD:  # its time is part of what it is told apart by, so it must stay
         wait = timedelta(seconds=event.time - now - AHEAD)
         return Retry("too_early", "more than an hour ahead of the clock", wait)

@@ -9,9 +9,11 @@ Errors: text; a 400 refuses the whole batch for one event and does not say which
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from msgspec import field
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from providers.kit import (
@@ -21,6 +23,7 @@ from providers.kit import (
     Event,
     Json,
     Limits,
+    Members,
     Misconfigured,
     Outcome,
     Plan,
@@ -40,7 +43,6 @@ from providers.kit import (
     dump,
     in_batches,
     iso,
-    known,
     minor_digits,
     name_of,
     public_ip,
@@ -159,7 +161,7 @@ def encode(events: Sequence[Event], settings: PosthogSettings, context: Context)
     )
 
 
-def _event(event: Event, settings: PosthogSettings) -> Mapping[str, Json] | Skipped:
+def _event(event: Event, settings: PosthogSettings) -> dict[str, Json] | Skipped:
     for category, sent in settings.categories.items():
         if not sent and event.name.startswith(CATEGORIES[category]):
             return Skipped("switched_off", f"{category} are switched off (see categories)")
@@ -175,33 +177,53 @@ def _event(event: Event, settings: PosthogSettings) -> Mapping[str, Json] | Skip
     }
 
 
-def _properties(event: Event, settings: PosthogSettings) -> dict[str, Json]:
-    own = {
-        "$process_person_profile": settings.process_person_profile,
-        "$geoip_disable": settings.disable_geoip or None,
-        "$ip": public_ip(event),
-        "$lib": "onward",
-    }
-    return known(
-        **own,
-        **_money(event, settings),
-        product_id=event.product_id,
-        old_product_id=event.old_product_id,
-        store=store_of(event),
-        environment=event.environment,
-        transaction_id=event.transaction.transaction_id,
-        original_transaction_id=event.transaction.original_transaction_id,
+class _Properties(Members):
+    profile: bool = field(name="$process_person_profile")
+    geoip_disable: bool | None = field(name="$geoip_disable", default=None)
+    ip: str = field(name="$ip", default="")
+    lib: str = field(name="$lib", default="")
+    revenue: Decimal | int | None = None
+    currency: str = ""
+    revenue_usd: Decimal | None = None
+    product_id: str = ""
+    old_product_id: str = ""
+    store: str = ""
+    environment: str = ""
+    transaction_id: str = ""
+    original_transaction_id: str = ""
+
+
+def _properties(event: Event, settings: PosthogSettings) -> _Properties:
+    revenue, currency, usd = _money(event, settings)
+    made = event.transaction
+    return _Properties(
+        settings.process_person_profile,
+        settings.disable_geoip or None,
+        public_ip(event),
+        "onward",
+        revenue,
+        currency,
+        usd,
+        event.product_id,
+        event.old_product_id,
+        store_of(event),
+        event.environment,
+        made.transaction_id,
+        made.original_transaction_id,
     )
 
 
-def _money(event: Event, settings: PosthogSettings) -> dict[str, Json]:
+def _money(
+    event: Event, settings: PosthogSettings
+) -> tuple[Decimal | int | None, str, Decimal | None]:
+    """Return revenue, its currency, and the same in US dollars."""
     money = revenue_of(event, settings)
     if money is None:
-        return {}
+        return None, "", None
     amount, currency = amount_of(money, settings.revenue_basis)
-    minor = round(amount.scaleb(minor_digits(currency)))
-    revenue = minor if settings.revenue_in_minor_units else amount
-    return {"revenue": revenue, "currency": currency, "revenue_usd": money.value_usd}
+    if settings.revenue_in_minor_units:
+        return round(amount.scaleb(minor_digits(currency))), currency, money.value_usd
+    return amount, currency, money.value_usd
 
 
 def classify(request: Request, response: Response, settings: PosthogSettings) -> Verdict:

@@ -6,7 +6,7 @@ Dedup:  `messageId`, for about a day.
 Errors: 200 for all it can read, wrong write keys too; a 400 names no message.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -100,7 +100,7 @@ def encode(events: Sequence[Event], settings: SegmentSettings, context: Context)
 
 def _messages(
     event: Event, settings: SegmentSettings
-) -> Mapping[str, Json] | tuple[Mapping[str, Json], ...] | Skipped:
+) -> dict[str, Json] | tuple[dict[str, Json], ...] | Skipped:
     user = user_id(event, anonymous=False)
     anonymous = usable(event.user_id) if settings.anonymous_fallback else ""
     if not user and not anonymous:

@@ -9,8 +9,8 @@ Errors: any 2xx is taken; 410 asks never to be called again; all else is sent ag
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -25,14 +25,17 @@ from pydantic import (
 )
 
 from providers.kit import (
+    NO_DEVICE,
     Check,
     Context,
     Delivered,
+    Device,
     Event,
     Generated,
     Gone,
     Json,
     Limits,
+    Members,
     Misconfigured,
     Outcome,
     Plan,
@@ -46,7 +49,6 @@ from providers.kit import (
     Skipped,
     Verdict,
     WebUrl,
-    additions,
     dump,
     money_body,
     name_of,
@@ -161,67 +163,101 @@ def _key_length(secret: str) -> int:
 
 def encode(events: Sequence[Event], settings: WebhooksSettings, context: Context) -> Plan:
     """Return a signed request per event."""
-    return one_each(events, lambda event: _request(event, settings, context))
+    at, secrets = int(context.now.timestamp()), _secrets(settings, context.now)
+    return one_each(events, lambda event: _request(event, settings, at, secrets))
 
 
-def _request(event: Event, settings: WebhooksSettings, context: Context) -> Request | Skipped:
+def _request(
+    event: Event, settings: WebhooksSettings, at: int, secrets: Sequence[str]
+) -> Request | Skipped:
     url: str | None = settings.url
     if event.sandbox:
         everywhere = settings.include_sandbox or settings.send_sandbox
         url = settings.sandbox_url or (url if everywhere else None)
     if url is None:
         return Skipped("sandbox", "no sandbox URL (set sandbox_url, or include_sandbox)")
-    return _post(url, event, settings, context)
+    return _post(url, event, settings, at, secrets)
 
 
-def _post(url: str, event: Event, settings: WebhooksSettings, context: Context) -> Request:
-    body = dump(_body(event, settings))
-    signature = _signature(event.id, body, settings, context)
-    return Request("POST", url, settings.own_headers + signature, body)
-
-
-def _signature(
-    message_id: str, body: bytes, settings: WebhooksSettings, context: Context
-) -> tuple[tuple[str, str], ...]:
-    timestamp = int(context.now.timestamp())
-    secret, previous = settings.signing_secret, settings.previous_signing_secret
-    signature = standard_webhook(message_id, timestamp, body, secret.get_secret_value())
-    if previous is not None:
-        ends = settings.previous_secret_expires_at
-        if ends is None or context.now < ends:
-            also = standard_webhook(message_id, timestamp, body, previous.get_secret_value())
-            signature = f"{signature} {also}"
-    return (
-        ("webhook-id", message_id),
-        ("webhook-timestamp", str(timestamp)),
-        ("webhook-signature", signature),
+def _post(
+    url: str, event: Event, settings: WebhooksSettings, at: int, secrets: Sequence[str]
+) -> Request:
+    body = _body(event, settings)
+    signatures = [standard_webhook(event.id, at, body, secret) for secret in secrets]
+    headers = (
+        *settings.own_headers,
+        ("webhook-id", event.id),
+        ("webhook-timestamp", str(at)),
+        ("webhook-signature", " ".join(signatures)),
     )
+    return Request("POST", url, headers, body)
 
 
-def _body(event: Event, settings: WebhooksSettings) -> dict[str, Json]:
-    own = {
-        "event_name": name_of(event, settings, NAMES),
-        "user_id": event.user_id,
-        "custom_user_id": event.custom_user_id,
-        "identity_id": event.identity_id,
-        "advertiser_id": event.advertiser_id,
-        "device_id": event.device_id,
-        "time": event.time,
-        "created_at": event.created_at,
-        "product_id": event.product_id,
-        "revenue": revenue_body(revenue_of(event, settings, settings.revenue_basis)),
-        "price": money_body(event.price) or {},
-        "transaction": transaction_body(event),
-        "properties": event.properties,
-        "environment": event.environment,
-        "platform": event.platform,
-        "ip": event.ip or None,
-        "old_product_id": event.old_product_id or None,
-        "asa_attribution": event.asa_attribution,
-        "event_id": event.id,
-    }
-    own.update(additions(event, own))
-    return own
+def _secrets(settings: WebhooksSettings, now: datetime) -> list[str]:
+    """Return what signs at `now`: the secret, and the previous one while it is valid."""
+    secrets = [settings.signing_secret.get_secret_value()]
+    previous, ends = settings.previous_signing_secret, settings.previous_secret_expires_at
+    if previous is not None and (ends is None or now < ends):
+        secrets.append(previous.get_secret_value())
+    return secrets
+
+
+class _Body(Members):
+    event_name: str | None
+    user_id: str
+    custom_user_id: str
+    identity_id: str
+    advertiser_id: str
+    device_id: str
+    time: int
+    created_at: int
+    product_id: str
+    revenue: Json
+    price: Json
+    transaction: Json
+    properties: Mapping[str, str]
+    environment: str
+    platform: str
+    ip: str | None
+    old_product_id: str | None
+    asa_attribution: Mapping[str, Json] | None
+    event_id: str
+    country: str = ""  # from here on beyond the platform's contract
+    device: Device | None = None
+    installed_at: int | None = None
+
+
+def _body(event: Event, settings: WebhooksSettings) -> bytes:
+    body = dump(
+        _Body(  # by position: so many names would take 1 µs more
+            name_of(event, settings, NAMES),
+            event.user_id,
+            event.custom_user_id,
+            event.identity_id,
+            event.advertiser_id,
+            event.device_id,
+            event.time,
+            event.created_at,
+            event.product_id,
+            revenue_body(revenue_of(event, settings, settings.revenue_basis)),
+            money_body(event.price) or {},
+            transaction_body(event),
+            event.properties,
+            event.environment,
+            event.platform,
+            event.ip or None,
+            event.old_product_id or None,
+            event.asa_attribution,
+            event.id,
+            event.country,
+            event.device if event.device != NO_DEVICE else None,
+            event.installed_at,
+        )
+    )
+    if not event.extras:
+        return body
+    extras = {k: event.extras[k] for k in sorted(event.extras) if k not in _Body.__struct_fields__}
+    return b"%b,%b" % (body[:-1], dump(extras)[1:]) if extras else body
 
 
 def classify(request: Request, response: Response, settings: WebhooksSettings) -> Verdict:
@@ -266,7 +302,7 @@ def _test_request(settings: WebhooksSettings, context: Context) -> Request:
         time=now,
         created_at=now,
     )
-    return _post(settings.url, test, settings, context)
+    return _post(settings.url, test, settings, now, _secrets(settings, context.now))
 
 
 provider = Provider(

@@ -3,7 +3,7 @@
 from providers.kit.attribution import attributed, attribution_of
 from providers.kit.catalogue import ALIASES, EVENTS, MONEY_IN, MONEY_OUT
 from providers.kit.decode import attribution_from
-from providers.kit.envelope import additions, money_body, revenue_body, transaction_body
+from providers.kit.envelope import NO_DEVICE, additions, money_body, revenue_body, transaction_body
 from providers.kit.event import Device, Event, Money, Transaction
 from providers.kit.facts import FACTS, Fact, fact_of, is_active, store_of
 from providers.kit.identity import (
@@ -25,6 +25,7 @@ from providers.kit.interface import (
     Gone,
     Json,
     Limits,
+    Members,
     Misconfigured,
     Outcome,
     Partial,
@@ -83,6 +84,7 @@ __all__ = [
     "MB",
     "MONEY_IN",
     "MONEY_OUT",
+    "NO_DEVICE",
     "ZERO_UUID",
     "Batch",
     "Check",
@@ -96,6 +98,7 @@ __all__ = [
     "InvalidSettings",
     "Json",
     "Limits",
+    "Members",
     "Misconfigured",
     "Money",
     "ObjectSettings",

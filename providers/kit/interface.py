@@ -40,6 +40,10 @@ def dump_text(value: Json) -> str:
     return _json_encoder.encode(value).decode()
 
 
+class Members(msgspec.Struct, omit_defaults=True, gc=False):
+    """A JSON object in the making: members at their default ("", None) are left out."""
+
+
 # --- what is sent, and what comes back ---------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from providers.kit.event import Event
 from providers.kit.interface import (
     Context,
     Limits,
+    Members,
     Plan,
     Provider,
     Rejected,
@@ -24,6 +25,8 @@ from providers.kit.settings import Settings
 S = TypeVar("S", bound=Settings)
 Group = TypeVar("Group", bound=Hashable)
 Made: TypeAlias = Request | Iterable[Request] | Unsent
+Item: TypeAlias = dict[str, Any] | Members
+ITEM = (dict, Members)
 UNSENT = (Skipped, Rejected, Retry)
 NUMBERS = (int, float, Decimal)  # 0 and False are known
 
@@ -35,8 +38,12 @@ def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: C
     off, sandbox, too old); the provider sees the rest.
     """
     unsent: dict[int, Unsent] = {}
+    unwanted: dict[tuple[str, str, str], Skipped | None] = {}  # the events are of few kinds
     for position, event in enumerate(events):
-        reason = screen(provider, event, settings, context.now)
+        kind = event.name, event.platform, event.environment
+        if kind not in unwanted:
+            unwanted[kind] = _unwanted(provider, event, settings)
+        reason = unwanted[kind] or _too_old(provider, event, context.now)
         if reason:
             unsent[position] = reason
     if not unsent:
@@ -55,6 +62,11 @@ def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: C
 
 def screen(provider: Provider[S], event: Event, settings: S, now: datetime) -> Skipped | None:
     """Return why the event is not for this provider or integration, or None."""
+    return _unwanted(provider, event, settings) or _too_old(provider, event, now)
+
+
+def _unwanted(provider: Provider[S], event: Event, settings: S) -> Skipped | None:
+    """Return why events of its name, platform and environment are not sent, or None."""
     if event.platform not in provider.stores:
         stores = " and ".join(provider.stores)
         return Skipped("store", f"{provider.title} takes events of {stores} only")
@@ -72,6 +84,10 @@ def screen(provider: Provider[S], event: Event, settings: S, now: datetime) -> S
         )
     if event.sandbox and not settings.takes_sandbox():
         return Skipped("sandbox", "sandbox event, and these settings send production events only")
+    return None
+
+
+def _too_old(provider: Provider[S], event: Event, now: datetime) -> Skipped | None:
     oldest = provider.limits.max_age
     if oldest is not None and now.timestamp() - event.time > oldest.total_seconds():
         return Skipped(
@@ -111,7 +127,7 @@ def one_each(events: Sequence[Event], make: Callable[[Event], Made]) -> Plan:
 def in_batches(
     events: Sequence[Event],
     limits: Limits,
-    make: Callable[[Event], Mapping[str, Any] | tuple[Mapping[str, Any], ...] | Unsent],
+    make: Callable[[Event], Item | tuple[Item, ...] | Unsent],
     request: Callable[[bytes, Any], Request],
     *,
     group: Callable[[Event], Hashable] = lambda _event: None,
@@ -131,10 +147,13 @@ def in_batches(
     largest = min(item_bytes or limits.bytes, limits.bytes - overhead)
     for position, event in enumerate(events):
         made = make(event)
-        if isinstance(made, UNSENT):
+        if isinstance(made, ITEM):
+            item = dump(made)
+        elif isinstance(made, tuple):
+            item = b",".join(map(dump, made))
+        else:
             unsent[position] = made
             continue
-        item = b",".join(map(dump, made)) if isinstance(made, tuple) else dump(made)
         if len(item) > largest:
             unsent[position] = Rejected("too_large", f"{len(item):,} bytes, at most {largest:,}")
         else:
