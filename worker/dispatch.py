@@ -343,34 +343,32 @@ class Dispatcher:
 
     def _post(self, pipeline: Pipeline, delivery: Delivery) -> None:
         """Send a delivery by itself; where one request is all there is to it, without a task."""
-        planned = self.sender.planned(pipeline, delivery)
+        planned, batch = self.sender.planned(pipeline, delivery), [delivery]
         if planned is None or not simple(planned):
-            self._start(pipeline, [delivery], planned)
+            self._start(pipeline, batch, planned)
             return
-        self._count(pipeline, [delivery])
+        self._count(pipeline, batch)
         posted = self.sender.post(pipeline.integration, planned.requests[0])
         self._posts.add(posted)
-        posted.add_done_callback(
-            partial(self._answered, pipeline, delivery, planned, perf_counter())
-        )
+        posted.add_done_callback(partial(self._answered, delivery, planned, perf_counter()))
 
     def _answered(
         self,
-        pipeline: Pipeline,
         delivery: Delivery,
         planned: Plan,
         began: float,
         posted: "asyncio.Future[Response]",
     ) -> None:
         self._posts.discard(posted)
+        pipeline, batch = delivery.pipeline, [delivery]
         if posted.cancelled():
-            self._landed(pipeline, [delivery], _interrupted([delivery]))
+            self._landed(pipeline, batch, _interrupted(batch))
             return
-        came = self.sender.read(pipeline, delivery, planned, began, posted)
+        came = self.sender.read(delivery, planned.requests[0], posted, began)
         if isinstance(came, Landed | Report):
-            self._landed(pipeline, [delivery], came)
+            self._landed(pipeline, batch, came)
         else:  # there is more to it
-            self.jobs.start(self._fly(pipeline, [delivery], planned, came))
+            self.jobs.start(self._fly(pipeline, batch, planned, came))
 
     async def cut_off(self) -> None:
         """Wait for no answer any more: what is in flight has come to nothing."""

@@ -96,14 +96,13 @@ class Sender:
 
     def read(
         self,
-        pipeline: Pipeline,
         delivery: Delivery,
-        planned: Plan,
-        began: float,
+        request: Request,
         posted: "asyncio.Future[Response]",
+        began: float,
     ) -> Landed | Report | Came:
         """Return how the delivery landed, or what `send` is to go on with; `posted` is done."""
-        integration, (request,) = pipeline.integration, planned.requests
+        integration = delivery.pipeline.integration
         try:
             response, verdict = came = came_of(integration, request, posted.result(), began)
         except TransportError as error:

@@ -115,11 +115,12 @@ async def came(answer: int | TransportError) -> Landed | Report:
     """Return what came of a delivery, as the dispatcher has it done."""
     made, pipeline = sender(wire := Wire(answer))
     (delivery,) = deliveries("a")
+    delivery.pipeline = pipeline
     planned = made.planned(pipeline, delivery)
     assert planned is not None
     posted = made.post(pipeline.integration, planned.requests[0])
     await asyncio.wait([posted])
-    found = made.read(pipeline, delivery, planned, 0.0, posted)
+    found = made.read(delivery, planned.requests[0], posted, 0.0)
     if not isinstance(found, Landed | Report):
         found = await made.send(pipeline, [delivery], planned, found)
     assert wire.sent == [b"a"]  # once, whatever came of it
