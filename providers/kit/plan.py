@@ -191,6 +191,8 @@ def known(**values: Any) -> dict[str, Any]:
 
 def clipped(text: str, most: int) -> str:
     """Return `text` cut to at most `most` UTF-8 bytes, never inside a character."""
+    if 4 * len(text) <= most:  # it fits, whatever its characters
+        return text
     return text.encode()[:most].decode(errors="ignore")
 
 
