@@ -30,7 +30,7 @@ from worker.transport.wire import (
 )
 
 TICK_SECONDS = 0.2  # how late a deadline may be
-SWEEP_SECONDS = 1.0
+SWEEP_SECONDS = 5.0
 IDLE_SECONDS = 30.0  # shorter than what most servers and balancers allow
 AGE_SECONDS = 300.0  # then a name is looked up, checked and dialled anew
 BURST = 32  # requests written at once
@@ -68,6 +68,7 @@ class NarrowTransport:
         self.loop = asyncio.get_running_loop()
         self.buffer = memoryview(bytearray(READ_SIZE))  # read and parsed in one go: one for all
         self.open: set[_Connection] = set()
+        self.busy: set[_Connection] = set()  # those that were asked
         self._slots = asyncio.Semaphore(max(16, min(MAX_CONNECTIONS, files // 2)))
         self._waiting = 0  # for a slot
         self._guard = guard
@@ -245,7 +246,7 @@ class NarrowTransport:
     def _tick(self) -> None:
         """Cut what is beyond its deadline, and now and then what was idle for too long."""
         now = self.loop.time()
-        for connection in [c for c in self.open if c.overdue(now)]:
+        for connection in [c for c in self.busy if c.overdue(now)]:
             connection.fail(timed_out())
         if self._swept + SWEEP_SECONDS <= now:
             self._swept = now
@@ -289,6 +290,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.since = self._pools.loop.time()
         self._asked = asked
         self._written = False
+        self._pools.busy.add(self)
         self._pools.post(self)
 
     def write(self) -> None:
@@ -304,23 +306,29 @@ class _Connection(asyncio.BufferedProtocol):
             self._asked.deadline <= now or self._asked.answer.cancelled()
         )
 
+    def _end(self) -> _Asked | None:
+        """Return what was asked, if anything: it is over."""
+        asked, self._asked = self._asked, None
+        self._pools.busy.discard(self)
+        return asked
+
     def fail(self, error: TransportError) -> None:
         """Give `error` to whoever waits, and close."""
-        asked, self._asked = self._asked, None
+        asked = self._end()
         if asked and not asked.answer.done():
             asked.answer.set_exception(error)
         self.transport.abort()
 
     def _hand_back(self) -> None:
         """Let another connection ask: this one, kept from before, was closed before it could."""
-        asked, self._asked = self._asked, None
+        asked = self._end()
         if asked and not asked.answer.done():
             self._pools.dial(asked)
         self.transport.abort()
 
     def _finish(self, *, whole: bool) -> None:
         """Give the answer; where it is whole and both sides like, keep the connection."""
-        asked, self._asked = self._asked, None
+        asked = self._end()
         if asked and not asked.answer.done():
             asked.answer.set_result(answer(self._status, self._raw, b"".join(self._body)))
         self._used = True
