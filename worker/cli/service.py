@@ -222,7 +222,7 @@ def worker() -> None:
 
 def _import_before_fork() -> None:
     """Import what children use: once for all of them, and never while a thread's import is on."""
-    from worker import gauges, keeper, tasks, ticker  # noqa: F401, PLC0415  quick --help
+    from worker import tasks  # noqa: F401, PLC0415  quick --help
     from worker.registry import all_providers  # noqa: PLC0415
     from worker.transport import narrow  # noqa: F401, PLC0415
 
