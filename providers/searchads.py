@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Self
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec.structs import replace
@@ -274,6 +273,8 @@ def _ask_token(settings: SearchAdsSettings, now: datetime) -> Request | None:
     """
     if not settings.resolve_names or settings.private_key is None:
         return None
+    import jwt  # noqa: PLC0415  two megabytes, for few
+
     claims = {
         "sub": settings.client_id,
         "iss": settings.team_id,

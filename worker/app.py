@@ -128,7 +128,7 @@ class Ticking(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:  # noqa: ARG002  the step's signature
         """Start ticking."""
-        from worker.gauges import Gauges  # noqa: PLC0415  they need the app made here
+        from worker.gauges import Gauges  # noqa: PLC0415  the children need none of it
         from worker.keeper import Keeper  # noqa: PLC0415
         from worker.ticker import Ticker  # noqa: PLC0415
 

@@ -1,10 +1,11 @@
 """Logs: JSON lines for machines, plain text on a terminal; never a secret, never a payload."""
 
+import json
 import logging
 import sys
 import time
+from datetime import UTC, datetime
 
-import structlog
 from billiard.exceptions import WorkerLostError
 
 from worker.away import AWAY, told
@@ -52,29 +53,40 @@ class Once(logging.Filter):
         return True
 
 
+class Text(logging.Formatter):
+    """Time, level, message and logger on a line for people; a traceback below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s [%(levelname)-8s] %(message)s [%(name)s]")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802  the base class's signature
+        """Return when it was logged, in UTC."""
+        return datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+
+
+class Json(Text):
+    """The same as an object on a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback is its `exception`."""
+        line = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "timestamp": self.formatTime(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
 def configure(settings: WorkerSettings) -> None:
     """Send every log line to stderr in the chosen form."""
     text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    last: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-        if text
-        else structlog.processors.JSONRenderer()
-    )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(in_one_line)
     handler.addFilter(Once())
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-        )
-    )
+    handler.setFormatter(Text() if text else Json())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())

@@ -66,15 +66,18 @@ class Reader:
             await asyncio.sleep(IDLE_SECONDS)
             return
         self.reading = shards
+        count = max(READ // self._fruitful, 1)
         try:
             reply = await self.state.reader.xreadgroup(
-                GROUP, self.token, streams, count=max(READ // self._fruitful, 1), block=BLOCK_MS
+                GROUP, self.token, streams, count=count, block=BLOCK_MS
             )
         finally:
             self.reading = ()
         arrived = dict(reply or ())
-        if arrived:  # after a quiet time a burst may be in every stream
+        if any(len(entries) == count for entries in arrived.values()):
             self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
+        else:  # all was read: soon there may be a burst in every stream
+            self._fruitful = min(self._fruitful * 2, self.count)
         if unsharded := arrived.pop(UNSHARDED.encode(), None):
             await self._spread(unsharded)
         kept = [(names[name], entries) for name, entries in arrived.items()]

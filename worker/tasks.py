@@ -1,5 +1,6 @@
 """Celery tasks: hints, a few lines each. Losing, doubling or garbling one is harmless."""
 
+import gc
 import logging
 import os
 import time
@@ -37,6 +38,7 @@ def drain() -> None:
         return
     finally:
         app.leave_slot(slot)
+        gc.collect()  # a slice and all its connections: else the next one's come on top
     if not app.stopping.value:
         with suppress(*AWAY):  # the ticker hints, too
             hint_drain()

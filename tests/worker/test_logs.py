@@ -1,5 +1,6 @@
 """What is logged of a server that is away, and of a fault of ours."""
 
+import json
 import logging
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as LostConnection
 from sqlalchemy.exc import OperationalError
 
-from worker.logs import ONCE_SECONDS, Once, in_one_line
+from worker.logs import ONCE_SECONDS, Json, Once, Text, in_one_line
 
 
 def logged(error: Exception, told: str, *args: Any) -> logging.LogRecord:
@@ -58,3 +59,20 @@ def test_the_same_line_again_is_dropped_for_a_while(monkeypatch: pytest.MonkeyPa
     assert [printed(logging.INFO, "x") for _ in range(2)] == [True, True]
     now += ONCE_SECONDS
     assert printed(logging.WARNING, "x")
+
+
+def test_a_line_for_machines_says_what_when_and_who() -> None:
+    record = logging.LogRecord("onward", logging.WARNING, __file__, 1, "it is %s", ("é",), None)
+    record.created = 1_790_000_000.25
+    assert json.loads(Json().format(record)) == {
+        "event": "it is é", "level": "warning", "logger": "onward",
+        "timestamp": "2026-09-21T14:13:20.250000Z",
+    }  # fmt: skip
+    assert Text().format(record) == "2026-09-21T14:13:20.250000Z [WARNING ] it is é [onward]"
+
+
+@pytest.mark.parametrize("form", [Json(), Text()])
+def test_a_traceback_is_told(form: logging.Formatter) -> None:
+    line = form.format(logged(ResponseError("WRONGTYPE"), "It failed"))
+    assert "Traceback" in line
+    assert "WRONGTYPE" in line

@@ -208,19 +208,21 @@ def worker() -> None:
         except OSError as error:  # what is not seen is still delivered
             place = f"{settings.metrics_host}:{settings.metrics_port}"
             typer.echo(f"onward: no metrics are shown at {place}: {error.strerror}", err=True)
-    app.celery.worker_main(
-        [
-            "worker", "--pool", "prefork", "--concurrency", str(settings.concurrency + 1),
-            "--hostname", f"onward@{app.NODE}", "--queues", f"onward,{app.drain_queue()}",
-            "--loglevel", settings.log_level.upper(),
-            "--without-gossip", "--without-mingle", "--without-heartbeat",
-        ]
-    )  # fmt: skip
+    app.celery.Worker(
+        pool="prefork",
+        concurrency=settings.concurrency + 1,
+        hostname=f"onward@{app.NODE}",
+        queues=["onward", app.drain_queue()],
+        loglevel=settings.log_level.upper(),
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    ).start()
 
 
 def _import_before_fork() -> None:
     """Import what children use: once for all of them, and never while a thread's import is on."""
-    from worker import gauges, keeper, tasks, ticker  # noqa: F401, PLC0415  quick --help
+    from worker import tasks  # noqa: F401, PLC0415  quick --help
     from worker.registry import all_providers  # noqa: PLC0415
     from worker.transport import narrow  # noqa: F401, PLC0415
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
-from sqlalchemy.dialects import postgresql, sqlite
 
 BUSY_SECONDS = 10  # how long a SQLite writer waits for another; a recorder's turn is far shorter
 CONNECT_SECONDS = 5
@@ -87,7 +87,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 def upserting(dialect: str, table: Table) -> Any:
     """Return an INSERT that can say ON CONFLICT, in a connection's dialect."""
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
 
 
 def now() -> datetime:

@@ -13,6 +13,7 @@ from worker.cli import app
 from worker.cli.output import failure_of, print_fields, print_table
 
 HEAVY = ("pydantic", "redis", "sqlalchemy", "fastapi", "celery", "uvicorn", "rich", "httpx")
+OTHERS = ("httpx", "rich", "pygments", "jwt", "alembic", "click_repl", "prompt_toolkit", "pyarrow")
 
 
 def commands(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -50,6 +51,15 @@ def test_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_starts_without_what_only_some_commands_need() -> None:
     code = f"import sys, worker.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_worker_s_children_carry_only_what_they_use() -> None:
+    code = (
+        "import sys; from worker import app; from worker.cli.service import _import_before_fork; "
+        f"_import_before_fork(); print([m for m in {OTHERS} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
