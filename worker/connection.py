@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio import Redis
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as LostConnection
 
 
@@ -19,7 +19,9 @@ def losable(client: Redis) -> Redis:
 
 
 class _Losable:
-    pack_command = staticmethod(HiredisRespSerializer().pack)  # in C; the client's own is not
+    def pack_command(self, name: str | bytes, *args: Any) -> list[bytes]:
+        """Return a command as it is sent; the client looks at each argument's type first."""
+        return [pack_command((*name.split(), *args))]
 
     async def send_packed_command(self, *args: Any, **more: Any) -> None:
         connection: Any = super()

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 FIRST_RAMP = 1
 
 
-@dataclass(slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """The duty to get one event to one integration.
 
     `entry` is its intake entry until the target is settled there; `lane_id` its place in the lane,
@@ -42,7 +41,7 @@ class Delivery:
     due: int = 0  # store clock, ms; an event that fails alone waits until then
     since: float = 0.0  # loop clock when it came into memory
     landed: "Landed | None" = None  # came back before its place in the lane was known
-    user: str = field(init=False)  # whose order it is part of; "" where order does not matter
+    user: str = ""  # whose order it is part of; "" where order does not matter
 
     def __post_init__(self) -> None:
         self.user = self.event.user_key if self.pipeline.ordered else ""
@@ -90,7 +89,7 @@ class Pipeline:
 
     integration: "Integration"
     shard: "Shard"
-    lines: "dict[str | Delivery, deque[Delivery]]" = field(default_factory=dict)
+    lines: "dict[str | Delivery, list[Delivery]]" = field(default_factory=dict)
     ready: "deque[str | Delivery]" = field(default_factory=deque)
     buffer: deque[Delivery] = field(default_factory=deque)
     busy: set[str] = field(default_factory=set)
@@ -156,10 +155,11 @@ class Pipeline:
         key = delivery.user or delivery
         line = self.lines.get(key)
         if line is None:
-            line = self.lines[key] = deque()
+            self.lines[key] = [delivery]
             if key not in self.busy:
                 self.ready.append(key)
-        line.append(delivery)
+        else:
+            line.append(delivery)
 
     def take(self, most: int, largest: int) -> list[Delivery]:
         """Return the next batch: at most `most` deliveries of about `largest` bytes, in order.
@@ -173,7 +173,7 @@ class Pipeline:
         else:
             self._take_fresh(batch)
         self.flying.update(dict.fromkeys(batch.members))
-        self.busy.update(delivery.user for delivery in batch.members if delivery.user)
+        self.busy.update([delivery.user for delivery in batch.members if delivery.user])
         return batch.members
 
     def take_each(self, most: int) -> list[Delivery]:
@@ -182,7 +182,7 @@ class Pipeline:
         while self.ready and len(taken) < most:
             key = self.ready.popleft()
             line = self.lines[key]
-            delivery = line.popleft()
+            delivery = line.pop(0)
             if not line:
                 del self.lines[key]
             self.flying[delivery] = None
@@ -205,24 +205,27 @@ class Pipeline:
 
     def _take_fresh(self, batch: "_Batch") -> None:
         while self.ready:
-            line = self.lines[self.ready[0]]
-            before = len(line)
-            while line and batch.takes(line[0]):
-                line.popleft()
-            self.size -= before - len(line)
-            if len(line) == before:
+            key = self.ready[0]
+            line, taken = self.lines[key], 0
+            while taken < len(line) and batch.takes(line[taken]):
+                taken += 1
+            if not taken:
                 return
-            key = self.ready.popleft()
-            if not line:
+            self.ready.popleft()
+            self.size -= taken
+            if taken == len(line):
                 del self.lines[key]
+            else:
+                del line[:taken]
 
     def land(self, batch: list[Delivery]) -> None:
         """Note that a batch is no longer in flight; the next events of its users may go."""
+        flying, busy = self.flying, self.busy
         for delivery in batch:
-            self.flying.pop(delivery, None)
+            flying.pop(delivery, None)
             user = delivery.user
-            if user in self.busy:
-                self.busy.discard(user)
+            if user in busy:
+                busy.discard(user)
                 if user in self.lines:
                     self.ready.append(user)
 

@@ -34,18 +34,21 @@ class Router:
         self.progressed = time.monotonic()
         read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
         routed = 0  # since others had a turn
-        for (shard, found), firsts in zip(read, await self._firsts(read), strict=True):
+        for (shard, found), repeated in zip(read, await self._repeated(read), strict=True):
             if shard.lost:  # while it was asked whether they are the first
                 continue
-            for (entry_id, accepted, raw, event), first in zip(found, firsts, strict=True):
-                if not first:
+            taken = 0
+            for entry_id, accepted, raw, event in found:
+                if entry_id in repeated:
                     metrics.event("duplicate")
                     shard.tallies["*", "duplicate"] += 1
                     shard.ack(entry_id)
                 elif entry_id in shard.progress:
                     self._resume(shard, entry_id, accepted, raw, event)
+                    taken += 1
                 else:
-                    self._route(shard, entry_id, accepted, raw, event)
+                    taken += self._route(shard, entry_id, accepted, raw, event)
+            metrics.event("accepted", taken)
             routed += len(found)
             if routed >= A_TURN:
                 routed = 0
@@ -56,8 +59,9 @@ class Router:
     def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
         """Return the entries that are new and well formed; the malformed are dead letters."""
         found: list[_Read] = []
+        unfinished, acked = shard.entries, shard.acked
         for entry_id, fields in entries:
-            if shard.knows(entry_id):
+            if entry_id in unfinished or entry_id in acked:
                 continue
             raw = fields.get(b"event")
             if raw is None:
@@ -73,20 +77,23 @@ class Router:
                 found.append((entry_id, accepted, raw, event))
         return found
 
-    async def _firsts(self, read: Sequence[tuple[Shard, list[_Read]]]) -> list[list[bool]]:
+    async def _repeated(self, read: Sequence[tuple[Shard, list[_Read]]]) -> Sequence[set[bytes]]:
         if not self.settings.dedupe_seconds:
-            return [[True] * len(found) for _, found in read]
-        ids = [
-            (shard.keys, [(f"{event.project_id}/{event.id}", id_) for id_, _, _, event in found])
-            for shard, found in read
-        ]
-        return await self.state.first_seen(
-            ids, self.settings.dedupe_seconds, int(self.clock.now_ms())
+            return [set()] * len(read)
+        asked = []
+        for shard, found in read:
+            ids: list[str] = []
+            for entry_id, _, _, event in found:
+                ids += f"{event.project_id}/{event.id}", entry_id.decode()
+            asked.append((shard.keys, ids))
+        return await self.state.repeated(
+            asked, self.settings.dedupe_seconds, int(self.clock.now_ms())
         )
 
     def _route(
         self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
-    ) -> None:
+    ) -> bool:
+        """Return whether the entry is for anybody."""
         targets = self.directory.targets(event.project_id, event.platform)
         entry = Entry(entry_id, [integration.id for integration in targets], accepted)
         if traces.on:
@@ -95,18 +102,17 @@ class Router:
             metrics.event("unrouted")
             shard.tallies["*", "unrouted"] += 1
             shard.finish(entry)
-            return
-        metrics.event("accepted")
+            return False
         shard.entries[entry_id] = entry
         for integration in targets:
             self.dispatcher.offer(shard, entry, integration, event, raw)
+        return True
 
     def _resume(
         self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
     ) -> None:
         """Route an entry that somebody had begun with: its targets are fixed."""
         targets, done = shard.progress.pop(entry_id)
-        metrics.event("accepted")
         entry = Entry(entry_id, targets, accepted, list(done), noted=True)
         left = [target for target in targets if target not in done]
         if not left:

@@ -26,7 +26,7 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
     else:
         name = name or type(outcome).__name__.lower()
         reason, message = outcome.reason, outcome.message
-    shard.page.rows.append(_row(delivery, landed, name, reason, message, now))
+    shard.page.rows += _rows([delivery], landed, name, reason, message, now)
     shard.tallies[integration.id, name] += 1
     metrics.ended(integration.slug, name, reason or "ok")
     if isinstance(outcome, Delivered):
@@ -58,23 +58,26 @@ def settle_delivered(batch: list[Delivery], landed: Landed, now: int) -> None:
         return
     pipeline = batch[0].pipeline
     integration, shard = pipeline.integration, pipeline.shard
-    shard.page.rows += [_row(one, landed, "delivered", "", outcome.message, now) for one in batch]
+    shard.page.rows += _rows(batch, landed, "delivered", "", outcome.message, now)
     shard.tallies[integration.id, "delivered"] += len(batch)
     metrics.ended(integration.slug, "delivered", "ok", len(batch))
     metrics.lags(integration.slug, [(now - delivery.accepted) / 1000 for delivery in batch])
-    for entry in entries:
-        shard.settle(entry, integration.id)
+    shard.settle_all(entries, integration.id)
 
 
-def _row(  # noqa: PLR0917  the columns
-    delivery: Delivery, landed: Landed, name: str, reason: str, message: str, now: int
-) -> Row:
-    integration, event, entry = delivery.pipeline.integration, delivery.event, delivery.entry
-    return Row(
-        integration.id, integration.project_id, event.id, event.name, name, reason, message,
-        landed.status, delivery.attempts, delivery.accepted, now,
-        (entry.id if entry else delivery.lane_id or b"").decode(),
-    )  # fmt: skip
+def _rows(  # noqa: PLR0917  the columns
+    batch: list[Delivery], landed: Landed, name: str, reason: str, message: str, now: int
+) -> list[Row]:
+    integration, status = batch[0].pipeline.integration, landed.status
+    integration_id, project_id = integration.id, integration.project_id
+    return [
+        Row(
+            integration_id, project_id, (event := delivery.event).id, event.name, name, reason,
+            message, status, delivery.attempts, delivery.accepted, now,
+            (delivery.entry.id if delivery.entry else delivery.lane_id or b"").decode(),
+        )
+        for delivery in batch
+    ]  # fmt: skip
 
 
 def _leave_lane(pipeline: Pipeline, delivery: Delivery, lane_id: bytes) -> None:

@@ -1,7 +1,7 @@
 """One shard while its lease is ours: its unfinished entries and what the next commit writes."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -16,14 +16,13 @@ _progress = msgspec.msgpack.Decoder(tuple[list[str], list[str]])
 _numbers = count(1)  # of commits: never the same twice under one token
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """An intake entry whose targets are not all settled."""
 
     id: bytes
     targets: list[str]
     accepted: int  # store clock, ms
-    done: list[str] = field(default_factory=list)
+    done: list[str] = []
     noted: bool = False  # its progress is in Redis
 
 
@@ -92,20 +91,26 @@ class Shard:
 
     def settle(self, entry: Entry, integration_id: str) -> None:
         """Note that one target of an entry is settled; acknowledge the entry after its last."""
-        entry.done.append(integration_id)
-        self.tallies[integration_id, "accepted"] += 1
-        if len(entry.done) >= len(entry.targets):
-            self.finish(entry)
-        else:
-            self.touched[entry.id] = entry
+        self.settle_all([entry], integration_id)
+
+    def settle_all(self, entries: Sequence[Entry], integration_id: str) -> None:
+        """Settle one target of several entries."""
+        self.tallies[integration_id, "accepted"] += len(entries)
+        for entry in entries:
+            entry.done.append(integration_id)
+            if len(entry.done) >= len(entry.targets):
+                self.finish(entry)
+            else:
+                self.touched[entry.id] = entry
 
     def finish(self, entry: Entry) -> None:
         """Acknowledge an entry with the next commit."""
-        self.ack(entry.id)
-        self.entries.pop(entry.id, None)
-        self.touched.pop(entry.id, None)
+        entry_id = entry.id
+        self.ack(entry_id)
+        self.entries.pop(entry_id, None)
+        self.touched.pop(entry_id, None)
         if entry.noted:
-            self.commands.append(("HDEL", self.keys.progress, entry.id))
+            self.commands.append(("HDEL", self.keys.progress, entry_id))
 
     def ack(self, entry_id: bytes) -> None:
         """Acknowledge an entry with the next commit, whatever came of it."""

@@ -6,7 +6,6 @@ All keys of a shard carry its number as a hash tag, so that one script may touch
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
@@ -25,6 +24,7 @@ RECORDING_MS = 10_000  # a recorder that was killed keeps others out for so long
 LEASE_MS = 10_000
 PIPE_DAYS = 7
 
+_encode = msgspec.msgpack.Encoder().encode
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 Call: TypeAlias = tuple[tuple[str, ...], tuple[Any, ...]]  # keys and arguments of a script
 
@@ -191,20 +191,20 @@ redis.call('XADD', KEYS[5], '*', 'p', ARGV[2])
 return #ARGV - 2
 """
 
-# KEYS: this window's ids, the window's before. ARGV: ttl, then id, entry, id, entry …
-_FIRST_SEEN = """
+# KEYS: this window's ids, the window's before. ARGV: ttl, packed list of id, entry, id, entry …
+_REPEATED = """
 redis.call('EXPIRE', KEYS[1], ARGV[1]) -- a first write that a full server allows
-local answer = {}
-for i = 2, #ARGV, 2 do
-  local owner = redis.call('HGET', KEYS[1], ARGV[i]) or redis.call('HGET', KEYS[2], ARGV[i])
+local ids, repeated = cmsgpack.unpack(ARGV[2]), {}
+for i = 1, #ids, 2 do
+  local owner = redis.call('HGET', KEYS[1], ids[i]) or redis.call('HGET', KEYS[2], ids[i])
   if not owner then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-    owner = ARGV[i + 1]
+    redis.call('HSET', KEYS[1], ids[i], ids[i + 1])
+  elseif owner ~= ids[i + 1] then
+    repeated[#repeated + 1] = ids[i + 1]
   end
-  answer[#answer + 1] = owner == ARGV[i + 1] and 1 or 0
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-return answer
+return repeated
 """
 
 # KEYS: intake. ARGV: group, who stays. In one step: of a reader that was found to have nothing, and
@@ -273,7 +273,7 @@ class State:
         self._take = redis.register_script(_TAKE)
         self._renew = redis.register_script(_RENEW)
         self._release = redis.register_script(_RELEASE)
-        self._first_seen = redis.register_script(_FIRST_SEEN)
+        self._repeated = redis.register_script(_REPEATED)
         self._owners = redis.register_script(_OWNERS)
         self._forget_readers = redis.register_script(_FORGET_READERS)
 
@@ -366,28 +366,26 @@ class State:
             user: msgspec.json.decode(raw) for user, raw in zip(users, found, strict=True) if raw
         }
 
-    async def first_seen(
-        self, read: Sequence[tuple[Keys, Sequence[tuple[str, bytes]]]], seconds: int, now_ms: int
-    ) -> list[list[bool]]:
-        """Return of each shard's (event id, entry) whether it is the first of its id in `seconds`.
+    async def repeated(
+        self, read: Sequence[tuple[Keys, Sequence[str]]], seconds: int, now_ms: int
+    ) -> list[set[bytes]]:
+        """Return of each shard the entries that are not the first of their event id in `seconds`.
 
-        Asked again, it answers the same.
+        `read` has of each shard event id, entry, event id, entry …; asked again, it answers the
+        same.
         """
         bucket = now_ms // 1000 // seconds
         calls = [
-            (
-                (keys.seen(bucket), keys.seen(bucket - 1)),
-                (2 * seconds, *chain.from_iterable(ids)),
-            )
+            ((keys.seen(bucket), keys.seen(bucket - 1)), (2 * seconds, _encode(ids)))
             for keys, ids in read
             if ids
         ]
-        replies = iter(await self._run(self._first_seen, calls))
+        replies = iter(await self._run(self._repeated, calls))
         answers = [next(replies) if ids else [] for _, ids in read]
         for answer in answers:
             if isinstance(answer, RedisError):
                 raise answer
-        return [[bool(first) for first in answer] for answer in answers]
+        return [set(answer) for answer in answers]
 
     async def _run(self, script: AsyncScript, calls: Sequence[Call]) -> list[Any]:
         """Return the answers, errors among them, of calls of a script, in one round trip."""

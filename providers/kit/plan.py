@@ -37,15 +37,17 @@ def plan(provider: Provider[S], events: Sequence[Event], settings: S, context: C
     Leaves out what the integration does not want or the upstream could not take (store, switched
     off, sandbox, too old); the provider sees the rest.
     """
+    kinds = [(event.name, event.platform, event.environment) for event in events]  # few of them
+    unwanted = {
+        kind: _unwanted(provider, event, settings)
+        for kind, event in dict(zip(kinds, events, strict=True)).items()
+    }
     unsent: dict[int, Unsent] = {}
-    unwanted: dict[tuple[str, str, str], Skipped | None] = {}  # the events are of few kinds
-    for position, event in enumerate(events):
-        kind = event.name, event.platform, event.environment
-        if kind not in unwanted:
-            unwanted[kind] = _unwanted(provider, event, settings)
-        reason = unwanted[kind] or _too_old(provider, event, context.now)
-        if reason:
-            unsent[position] = reason
+    if provider.limits.max_age is not None or any(unwanted.values()):
+        for position, (kind, event) in enumerate(zip(kinds, events, strict=True)):
+            reason = unwanted[kind] or _too_old(provider, event, context.now)
+            if reason:
+                unsent[position] = reason
     if not unsent:
         return provider.encode(events, settings, context)
     kept = [position for position in range(len(events)) if position not in unsent]
@@ -143,7 +145,7 @@ def in_batches(
     `item_bytes` is rejected here, before it spoils its batch.
     """
     unsent: dict[int, Unsent] = {}
-    items: dict[Hashable, list[tuple[int, bytes]]] = {}
+    groups: dict[Hashable, list[tuple[int, bytes]]] = {}
     largest = min(item_bytes or limits.bytes, limits.bytes - overhead)
     for position, event in enumerate(events):
         made = make(event)
@@ -157,13 +159,18 @@ def in_batches(
         if len(item) > largest:
             unsent[position] = Rejected("too_large", f"{len(item):,} bytes, at most {largest:,}")
         else:
-            items.setdefault(group(event), []).append((position, item))
+            key = group(event)
+            if key in groups:
+                groups[key].append((position, item))
+            else:
+                groups[key] = [(position, item)]
     requests = [
-        request(b"[" + b",".join(item for _, item in batch) + b"]", key).carrying(
-            tuple(position for position, _ in batch)
+        request(b"[%b]" % b",".join(items), key).carrying(positions)
+        for key, members in groups.items()
+        for positions, items in (
+            zip(*batch, strict=True)
+            for batch in packed(members, limits.events, limits.bytes - overhead)
         )
-        for key, members in items.items()
-        for batch in packed(members, limits.events, limits.bytes - overhead)
     ]
     return Plan(tuple(requests), unsent)
 

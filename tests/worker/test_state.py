@@ -120,10 +120,22 @@ async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis:
     assert len(await commit(state, 1, moves(entry))) == 1
     assert len(await commit(state, 2, Commit([], moves(b"").commands))) == 1
     assert await state.take(Keys(4), "me")
-    assert await state.first_seen([(KEYS, [("p/1", b"1-0")])], 600, 1_000) == [[True]]
+    assert await state.repeated([(KEYS, ["p/1", "1-0"])], 600, 1_000) == [set()]
     assert await state.renew([KEYS], "me") == [True]
     now, owners = await state.owners("me", 1_000)
     assert (now > 0, owners) == (True, ["me"])
+
+
+async def test_a_repeated_event_id_is_found_however_often_it_is_asked(state: State) -> None:
+    read = [
+        (KEYS, ["p/1", "1-0", "p/2", "1-1", "p/1", "2-0"]),
+        (Keys(4), []),
+        (Keys(5), ["p/1", "2-0"]),
+    ]
+    for _ in range(2):
+        assert await state.repeated(read, 600, 1_000) == [{b"2-0"}, set(), set()]
+    later = 1_000 + 600_000
+    assert await state.repeated([(KEYS, ["p/2", "3-0"])], 600, later) == [{b"3-0"}]
 
 
 async def test_the_group_counts_what_is_there_already(redis: Any) -> None:
