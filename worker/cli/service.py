@@ -208,7 +208,7 @@ def worker() -> None:
         except OSError as error:  # what is not seen is still delivered
             place = f"{settings.metrics_host}:{settings.metrics_port}"
             typer.echo(f"onward: no metrics are shown at {place}: {error.strerror}", err=True)
-    app.celery.Worker(
+    running = app.celery.Worker(
         pool="prefork",
         concurrency=settings.concurrency + 1,
         hostname=f"onward@{app.NODE}",
@@ -217,7 +217,9 @@ def worker() -> None:
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
-    ).start()
+    )
+    running.start()
+    raise typer.Exit(running.exitcode or 0)
 
 
 def _import_before_fork() -> None:
