@@ -150,8 +150,8 @@ class Dispatcher:
     def pump(self, pipeline: Pipeline) -> None:
         """Start what may be started now, and see that the rest is thought of later."""
         pipeline.lingering = False
+        self._note_activity(pipeline)  # one that must wait takes no share of the window
         if not (pipeline.size or pipeline.buffer or pipeline.lane_len > 0):
-            self._note_activity(pipeline)
             return
         if self.leaving or not pipeline.shard.sends:
             return
@@ -524,6 +524,9 @@ class Dispatcher:
                         break
                     surplus -= 1
                     self._settle(delivery, Landed(why), "expired")
+                else:
+                    continue
+                break
 
     # --- the machinery ----------------------------------------------------------------------
 

@@ -64,17 +64,18 @@ def unpack(raw: bytes) -> Fare:
     return Fare(project_id, int(at), failing == "1")
 
 
-async def note(redis: Any, slug: str, integration_id: str, fare: Fare) -> list[Fare]:
-    """Note how a pipeline fares; return how all of its slug do, old ones forgotten."""
+async def note(redis: Any, slug: str, fares: Mapping[str, Fare], now_ms: float) -> Iterable[Fare]:
+    """Note how some pipelines fare; return how all of their slug do, old ones forgotten."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hset(key(slug), integration_id, pack(fare))
+        pipe.hset(key(slug), mapping={name: pack(fare) for name, fare in fares.items()})
         pipe.hgetall(key(slug))
         _, kept = await pipe.execute()
-    fares = {name: unpack(raw) for name, raw in kept.items()}
-    old = [name for name, other in fares.items() if fare.at - other.at > WINDOW_MS]
-    if old:
+    known = {name: unpack(raw) for name, raw in kept.items()}
+    if old := [name for name, fare in known.items() if now_ms - fare.at > WINDOW_MS]:
         await redis.hdel(key(slug), *old)
-    return [other for name, other in fares.items() if name not in old]
+        for name in old:
+            del known[name]
+    return known.values()
 
 
 async def note_well(redis: Any, fares: Mapping[str, Mapping[str, Fare]]) -> None:

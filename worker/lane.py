@@ -170,13 +170,14 @@ async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[
     """
     lane = pipeline.shard.keys.lane(pipeline.integration.id)
     cursor: bytes = b"-"
-    left = most
+    page, left = LEAST, most
     while left > 0:
         with pipeline.looking():
-            entries = await redis.xrange(lane, min=cursor, max=b"+", count=min(PAGE, left))
+            entries = await redis.xrange(lane, min=cursor, max=b"+", count=min(page, left))
             ours = [entry for entry in entries if entry[0] not in pipeline.live]
         if not entries or pipeline.placing:
             return
+        page = PAGE
         left -= len(entries)
         cursor = b"(" + entries[-1][0]
         yield [_delivery(pipeline, lane_id, fields, None) for lane_id, fields in ours]

@@ -81,6 +81,7 @@ class Reader:
         if unsharded := arrived.pop(UNSHARDED.encode(), None):
             await self._spread(unsharded)
         kept = [(names[name], entries) for name, entries in arrived.items()]
+        kept.sort(key=lambda read: len(read[1]))  # who sends much waits for who sends little
         await self.router.accept([(shard, entries) for shard, entries in kept if not shard.lost])
 
     async def _sure(self, shard: Shard) -> None:

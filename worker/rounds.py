@@ -3,7 +3,11 @@
 import asyncio
 import logging
 import random
+import time
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +31,7 @@ log = logging.getLogger(__name__)
 FARE_MS = 30_000  # how often a pipeline that delivers says so to other processes
 HALF = 0.5  # of a threshold: operators are told
 WELL_SECONDS = 1.0
+TOGETHER_SECONDS = 0.1  # between looks at how all of a slug fare: each costs 2 µs a pipeline
 MESSAGE_LENGTH = 1_000  # characters an operator is shown
 
 
@@ -41,6 +46,8 @@ class Rounds:
         self.agenda = dispatcher.agenda
         self.jobs = dispatcher.jobs
         self._well: dict[str, dict[str, incidents.Fare]] = {}  # by slug and integration
+        self._failed: list[Pipeline] = []  # their rounds are over, and not yet concluded
+        self._looked = float("-inf")  # monotonic
 
     def went_well(self, pipeline: Pipeline, round_: Round) -> None:
         """Take a round without a failure of the upstream; its events may have been rejected."""
@@ -115,21 +122,38 @@ class Rounds:
         """Decide, once everything of a failed round has landed and has its place in the lane."""
         if pipeline.requests or not pipeline.closed:
             return
-        if pipeline.round.failed and not pipeline.round.delivered:
-            self.jobs.start(self._end_failed_round(pipeline))
-        else:
+        if not pipeline.round.failed or pipeline.round.delivered:
             self._conclude(pipeline)
+            return
+        if not self._failed:
+            self.jobs.start(self._end_failed_rounds())
+        self._failed.append(pipeline)
 
-    async def _end_failed_round(self, pipeline: Pipeline) -> None:
-        """Count the failure, unless it is the provider that is down."""
-        integration, now = pipeline.integration, self.clock.now_ms()
-        fare = incidents.Fare(integration.project_id, int(now), failing=True)
+    async def _end_failed_rounds(self) -> None:
+        """Conclude what failed; many that fail at once share a look at how all of their slug do."""
+        await asyncio.sleep(self._looked + TOGETHER_SECONDS - time.monotonic())
+        failed, self._failed = self._failed, []
+        self._looked = time.monotonic()
+        slug_of = attrgetter("integration.slug")
+        for slug, some in groupby(sorted(failed, key=slug_of), key=slug_of):
+            pipelines = list(some)
+            incident = await self._is_down(slug, pipelines)
+            for pipeline in pipelines:
+                self._conclude(pipeline, incident=incident)
+
+    async def _is_down(self, slug: str, failing: Sequence[Pipeline]) -> bool:
+        """Note that these fail; return whether it is the provider that does."""
+        now = self.clock.now_ms()
+        fares = {
+            integration.id: incidents.Fare(integration.project_id, int(now), failing=True)
+            for integration in (pipeline.integration for pipeline in failing)
+        }
         try:
-            fares = await incidents.note(self.state.redis, integration.slug, integration.id, fare)
+            known = await incidents.note(self.state.redis, slug, fares, now)
         except RedisError as error:
-            log.warning("How others of %s fare is not known (%s)", integration.slug, error)
-            fares = []
-        self._conclude(pipeline, incident=incidents.incident_of(fares, now) is not None)
+            log.warning("How others of %s fare is not known (%s)", slug, error)
+            return False
+        return incidents.incident_of(known, now) is not None
 
     def _conclude(self, pipeline: Pipeline, *, incident: bool = False) -> None:
         """Take a failed round's consequences; in a provider's incident nothing is counted."""
@@ -154,7 +178,6 @@ class Rounds:
         match verdict:
             case "suspend":
                 self.suspend(pipeline, pipeline.reason, pipeline.message)
-                return
             case "back_off":
                 failures = max(pipeline.health.failures, 1)
                 wait = wait_after(policy.schedule, failures, round_.asked, chance)

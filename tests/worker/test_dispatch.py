@@ -1,14 +1,17 @@
 """How many requests a pipeline may have: one as a probe, then a ramp, a share, its own limit."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from providers.kit import Limits
+from worker import incidents
 from worker.clock import StoreClock
 from worker.dispatch import Dispatcher
 from worker.pipeline import Pipeline
+from worker.policy import policy_of
 from worker.settings import load_settings
 from worker.shard import Shard
 from worker.state import Keys
@@ -19,7 +22,7 @@ TAKEN = Round(delivered=1)
 
 @pytest.fixture
 def dispatcher(monkeypatch: pytest.MonkeyPatch) -> Dispatcher:
-    nothing: Any = SimpleNamespace()
+    nothing: Any = SimpleNamespace(usable=False)
     made = Dispatcher(load_settings({}), nothing, nothing, nothing, StoreClock())
     monkeypatch.setattr(made, "pump", lambda _pipeline: None)
     monkeypatch.setattr(made.rounds, "_fares_well", lambda *_: None)
@@ -59,3 +62,44 @@ def test_among_others_each_has_a_share_and_one_is_left_for_the_next(
     active = [pipeline(concurrency=1_000) for _ in range(63)]
     dispatcher._active.update(active)
     assert dispatcher._allowed(active[0]) == dispatcher.settings.window // 64
+
+
+def test_who_must_wait_has_no_share(dispatcher: Dispatcher) -> None:
+    waits = failed(0)
+    waits.lane_len, waits.due = 1, dispatcher.clock.now_ms() + 60_000
+    waits.closed = False
+    dispatcher._active.add(waits)
+    Dispatcher.pump(dispatcher, waits)
+    assert not dispatcher._active
+
+
+def failed(number: int) -> Pipeline:
+    integration: Any = SimpleNamespace(
+        id=f"i{number}", project_id=f"p{number}", slug="webhooks", active=1, epoch=0,
+        limits=Limits(), policy=policy_of(load_settings({}), None),
+    )  # fmt: skip
+    made = Pipeline(integration, Shard(Keys(0)))
+    made.closed, made.round = True, Round(failed=True)
+    return made
+
+
+async def test_rounds_that_fail_together_share_a_look_at_the_others(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[list[str]] = []
+
+    async def note(_redis: Any, _slug: str, fares: dict[str, Any], _now: float) -> list[Any]:
+        looks.append(list(fares))
+        return list(fares.values())
+
+    monkeypatch.setattr(dispatcher.rounds, "state", SimpleNamespace(redis=None))
+    monkeypatch.setattr(incidents, "note", note)
+    first, *others = [failed(number) for number in range(4)]
+    dispatcher.rounds._end_round(first)
+    await asyncio.sleep(0.01)  # alone, it waits for nobody
+    assert first.health.failures == 1
+    for pipeline in others:
+        dispatcher.rounds._end_round(pipeline)
+    await asyncio.sleep(0.2)
+    assert looks == [["i0"], ["i1", "i2", "i3"]]
+    assert all(pipeline.health.failures == 1 and pipeline.due for pipeline in others)
