@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BUFFER = 1_024  # fresh deliveries in memory: four windows, and few megabytes
 BREATH_SECONDS = 0.005
-FLUSH_SECONDS = 0.01
+FLUSH_SECONDS = 0.05
 REST_SECONDS = 0.09  # where nothing is under way: each look costs a quarter of a millisecond
 TIMERS_SECONDS = 0.1
 RENEW_SECONDS = 2.0

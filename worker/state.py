@@ -191,20 +191,27 @@ redis.call('XADD', KEYS[5], '*', 'p', ARGV[2])
 return #ARGV - 2
 """
 
-# KEYS: this window's ids, the window's before. ARGV: ttl, packed list of id, entry, id, entry …
+# Of several shards at once: a call of its own each costs as much as an event.
+# KEYS: of each shard this window's ids, the window's before. ARGV: ttl, then of each shard a packed
+# list of id, entry, id, entry …
 _REPEATED = """
-redis.call('EXPIRE', KEYS[1], ARGV[1]) -- a first write that a full server allows
-local ids, repeated = cmsgpack.unpack(ARGV[2]), {}
-for i = 1, #ids, 2 do
-  local owner = redis.call('HGET', KEYS[1], ids[i]) or redis.call('HGET', KEYS[2], ids[i])
-  if not owner then
-    redis.call('HSET', KEYS[1], ids[i], ids[i + 1])
-  elseif owner ~= ids[i + 1] then
-    repeated[#repeated + 1] = ids[i + 1]
+local answers = {}
+for n = 1, #KEYS / 2 do
+  local present, before = KEYS[2 * n - 1], KEYS[2 * n]
+  redis.call('EXPIRE', present, ARGV[1]) -- a first write that a full server allows
+  local ids, repeated = cmsgpack.unpack(ARGV[n + 1]), {}
+  for i = 1, #ids, 2 do
+    local owner = redis.call('HGET', present, ids[i]) or redis.call('HGET', before, ids[i])
+    if not owner then
+      redis.call('HSET', present, ids[i], ids[i + 1])
+    elseif owner ~= ids[i + 1] then
+      repeated[#repeated + 1] = ids[i + 1]
+    end
   end
+  redis.call('EXPIRE', present, ARGV[1])
+  answers[n] = repeated
 end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-return repeated
+return answers
 """
 
 # KEYS: intake. ARGV: group, who stays. In one step: of a reader that was found to have nothing, and
@@ -375,17 +382,14 @@ class State:
         same.
         """
         bucket = now_ms // 1000 // seconds
-        calls = [
-            ((keys.seen(bucket), keys.seen(bucket - 1)), (2 * seconds, _encode(ids)))
-            for keys, ids in read
-            if ids
-        ]
-        replies = iter(await self._run(self._repeated, calls))
-        answers = [next(replies) if ids else [] for _, ids in read]
-        for answer in answers:
-            if isinstance(answer, RedisError):
-                raise answer
-        return [set(answer) for answer in answers]
+        asked = [(keys, ids) for keys, ids in read if ids]
+        seen = [key for keys, _ in asked for key in (keys.seen(bucket), keys.seen(bucket - 1))]
+        answers: Sequence[Any] = ()
+        if asked:
+            args: list[int | bytes] = [2 * seconds, *(_encode(ids) for _, ids in asked)]
+            answers = await self._repeated(keys=seen, args=args)
+        found = iter(answers)
+        return [set(next(found)) if ids else set() for _, ids in read]
 
     async def _run(self, script: AsyncScript, calls: Sequence[Call]) -> list[Any]:
         """Return the answers, errors among them, of calls of a script, in one round trip."""
