@@ -44,6 +44,10 @@ class Bench:
             self.worker.learns(self.projects[name])
         return self.projects[name]
 
+    def many(self, count: int) -> list[str]:
+        """Return `count` projects with a webhook each, for every scenario that needs so many."""
+        return self.hooks(f"of{count}", count)
+
     def drained(self, projects: list[str], count: int) -> Measured:
         """Measure the delivery of `count` events of projects with one integration each."""
         return self.worker.drained(Source(projects), count)
@@ -165,7 +169,7 @@ def idle(bench: Bench) -> Figures:
 
 def neighbours(bench: Bench) -> Figures:
     """One pipeline that hangs and 100 that are dead among healthy ones, at a steady load."""
-    healthy = bench.hooks("good", bench.size(100, 1_000))
+    healthy = bench.many(bench.size(100, 1_000))
     dead = bench.rig.webhooks("dead", 100, "dead")
     hanging = bench.rig.webhooks("hang", 1, "hang")
     time.sleep(3)  # they are known
@@ -287,12 +291,12 @@ def _waiting_bytes(bench: Bench, count: int) -> tuple[float, float]:
 
 
 def pipelines(bench: Bench) -> Figures:
-    """The same events spread over 10 to 10,000 integrations, each on a worker's first sight."""
+    """The same events spread over 10 to 10,000 integrations."""
     count = bench.size(6_000, 10_000)
     numbers = (10, 1_000) if bench.quick else (10, 100, 1_000, 10_000)
     points = []
     for number in numbers:
-        projects = bench.hooks(f"of{number}", number)
+        projects = bench.many(number)
         measured = bench.drained(projects, max(count, 2 * number))
         points.append({"pipelines": number, **measured.summary()})
     ratio = round(points[-1]["cpu_us"] / points[0]["cpu_us"], 2)
