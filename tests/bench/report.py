@@ -41,7 +41,7 @@ TARGETS = (
     Target("idle: CPU", "idle", "cpu_percent", None, 2, "%"),
     Target("50 ms upstreams against naive", "slow", "ratio_naive", 500, unit="x"),
     Target("10 → 10,000 pipelines, CPU", "pipelines", "ratio_cpu", None, 1.5, "x"),
-    Target("memory of a child at 1,000 pipelines", "pipelines", "memory_mb", None, 120, "MB"),
+    Target("memory of a child at 1,000 pipelines", "memory", "memory_mb", None, 120, "MB"),
     Target("large backlog, CPU", "backlogs", "ratio_cpu", None, 1.1, "x"),
     Target("Redis bytes in the intake", "sizes", "intake_bytes_ratio", None, 1.3, "x JSON"),
     Target("Redis bytes in a lane", "sizes", "lane_bytes_ratio", None, 1.4, "x JSON"),
