@@ -509,24 +509,23 @@ class Dispatcher:
     async def expire(self) -> None:
         """Let go what has waited longer than the hold, or is too much for it: expired."""
         for pipeline in list(self.pipelines.values()):
-            if pipeline.lane_len <= 0 or pipeline.shard.lost:
-                continue
-            policy = pipeline.integration.policy
-            oldest = self.clock.now_ms() - policy.hold_seconds * 1000
-            surplus = max(pipeline.lane_len - policy.hold_events, 0) if pipeline.held else 0
-            async for page in lane.head(self.state.redis, pipeline, max(surplus, lane.PAGE)):
-                for delivery in page:
-                    if delivery.accepted < oldest:
-                        why = Skipped("hold_seconds", "waited longer than events are held")
-                    elif surplus > 0:
-                        why = Skipped("hold_events", "more wait than are held; the oldest went")
-                    else:
-                        break
-                    surplus -= 1
-                    self._settle(delivery, Landed(why), "expired")
+            if pipeline.lane_len > 0 and not pipeline.shard.lost:
+                await self._expire(pipeline)
+
+    async def _expire(self, pipeline: Pipeline) -> None:
+        policy = pipeline.integration.policy
+        oldest = self.clock.now_ms() - policy.hold_seconds * 1000
+        surplus = max(pipeline.lane_len - policy.hold_events, 0) if pipeline.held else 0
+        async for page in lane.head(self.state.redis, pipeline, max(surplus, lane.PAGE)):
+            for delivery in page:
+                if delivery.accepted < oldest:
+                    why = Skipped("hold_seconds", "waited longer than events are held")
+                elif surplus > 0:
+                    why = Skipped("hold_events", "more wait than are held; the oldest went")
                 else:
-                    continue
-                break
+                    return
+                surplus -= 1
+                self._settle(delivery, Landed(why), "expired")
 
     # --- the machinery ----------------------------------------------------------------------
 

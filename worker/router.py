@@ -59,9 +59,8 @@ class Router:
     def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
         """Return the entries that are new and well formed; the malformed are dead letters."""
         found: list[_Read] = []
-        unfinished, acked = shard.entries, shard.acked
         for entry_id, fields in entries:
-            if entry_id in unfinished or entry_id in acked:
+            if shard.knows(entry_id):
                 continue
             raw = fields.get(b"event")
             if raw is None:

@@ -96,10 +96,10 @@ async def test_rounds_that_fail_together_share_a_look_at_the_others(
     monkeypatch.setattr(incidents, "note", note)
     first, *others = [failed(number) for number in range(4)]
     dispatcher.rounds._end_round(first)
-    await asyncio.sleep(0.01)  # alone, it waits for nobody
+    await asyncio.wait(dispatcher.jobs._tasks)
     assert first.health.failures == 1
     for pipeline in others:
         dispatcher.rounds._end_round(pipeline)
-    await asyncio.sleep(0.2)
+    await asyncio.wait(dispatcher.jobs._tasks)
     assert looks == [["i0"], ["i1", "i2", "i3"]]
     assert all(pipeline.health.failures == 1 and pipeline.due for pipeline in others)
