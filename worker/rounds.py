@@ -149,11 +149,12 @@ class Rounds:
             for integration in (pipeline.integration for pipeline in failing)
         }
         try:
-            known = await incidents.note(self.state.redis, slug, fares, now)
-        except RedisError as error:
-            log.warning("How others of %s fare is not known (%s)", slug, error)
+            fared = await incidents.note(self.state.redis, slug, fares, now)
+        except Exception as error:
+            known = isinstance(error, RedisError)
+            log.warning("How others of %s fare is not known (%s)", slug, error, exc_info=not known)
             return False
-        return incidents.incident_of(known, now) is not None
+        return incidents.incident_of(fared, now) is not None
 
     def _conclude(self, pipeline: Pipeline, *, incident: bool = False) -> None:
         """Take a failed round's consequences; in a provider's incident nothing is counted."""

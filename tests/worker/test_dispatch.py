@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakeredis import FakeAsyncRedis
 
 from providers.kit import Limits
 from worker import incidents
@@ -103,3 +104,17 @@ async def test_rounds_that_fail_together_share_a_look_at_the_others(
     await asyncio.wait(dispatcher.jobs._tasks)
     assert looks == [["i0"], ["i1", "i2", "i3"]]
     assert all(pipeline.health.failures == 1 and pipeline.due for pipeline in others)
+
+
+async def test_a_round_ends_though_how_others_fare_cannot_be_read(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis = FakeAsyncRedis()
+    await redis.hset(incidents.key("webhooks"), "other", "spoilt")
+    monkeypatch.setattr(dispatcher.rounds, "state", SimpleNamespace(redis=redis))
+    pipeline = failed(1)
+    dispatcher.rounds._end_round(pipeline)
+    await asyncio.wait(dispatcher.jobs._tasks)
+    assert not pipeline.closed
+    assert pipeline.health.failures == 1
+    await redis.aclose()
