@@ -27,6 +27,7 @@ from tests.faults.invariants import (
 )
 from tests.faults.proxy import Proxy
 from tests.stack import PROJECT, Stack, at_rest, end, eventually, family, free_port
+from worker.gauges import backlog
 from worker.sample import events
 from worker.state import Keys, shard_of
 from worker.store.database import reading
@@ -114,7 +115,8 @@ class Scene(Stack):
     def settled(self) -> bool:
         """Whether nothing waits but behind suspended pipelines, and all is recorded."""
         found = self.balance()
-        if not at_rest(found):
+        untrimmed = backlog(self.redis, self.settings.shards)["journal"]  # of it, all is recorded
+        if not at_rest(found) or untrimmed:
             return False
         with reading(self.engine) as connection:
             states = {row.id: row.active for row in config_rows(connection)}
