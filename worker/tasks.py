@@ -77,9 +77,9 @@ def record() -> None:
     try:
         with _the_recorder(app.redis()) as ours:
             if ours:
+                engine, shards = app.engine(), app.settings().shards
                 with ThreadPoolExecutor(1, initializer=_stand_back) as aside:
-                    work = record_journal, app.redis(), app.engine(), app.settings().shards
-                    aside.submit(*work).result()
+                    aside.submit(record_journal, app.redis(), engine, shards).result()
     except AWAY as error:
         log.warning("The journal waits to be recorded (%s)", told(error))
 
