@@ -38,20 +38,24 @@ class _Wanted(msgspec.Struct):
     at: int
 
 
-def record(redis: Any, engine: Engine, shards: int) -> int:
+def record(
+    redis: Any, engine: Engine, shards: int, caught_up: Callable[[], object] = lambda: None
+) -> int:
     """Move every shard's journal to the database until it is empty; return the rows written.
+
+    `caught_up` is called when what is left is one transaction's.
 
     All go together, for a transaction costs as much as a hundred rows; where that fails, each goes
     by itself, so that a journal that is spoilt keeps no other back.
     """
     every = [Keys(number) for number in range(shards)]
     try:
-        written = _record_all(redis, engine, every)
+        written = _record_all(redis, engine, every, caught_up)
     except SPOILT:
         written = 0
         for keys in every:
             try:
-                written += _record_all(redis, engine, [keys])
+                written += _record_all(redis, engine, [keys], caught_up)
             except SPOILT:
                 told = "The journal of shard %d cannot be recorded; going on with others"
                 log.exception(told, keys.shard)
@@ -59,16 +63,20 @@ def record(redis: Any, engine: Engine, shards: int) -> int:
     return written
 
 
-def _record_all(redis: Any, engine: Engine, shards: Sequence[Keys]) -> int:
+def _record_all(
+    redis: Any, engine: Engine, shards: Sequence[Keys], caught_up: Callable[[], object]
+) -> int:
     written, more = 0, True
     while more:
-        rows, more = _record_some(redis, engine, shards)
+        rows, more = _record_some(redis, engine, shards, caught_up)
         written += rows
         redis.pexpire(RECORDING, RECORDING_MS)
     return written
 
 
-def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[int, bool]:
+def _record_some(
+    redis: Any, engine: Engine, shards: Sequence[Keys], caught_up: Callable[[], object]
+) -> tuple[int, bool]:
     """Record the heads of the journals that hold something.
 
     Returns how many rows that was, and whether the journals held more than that: what comes
@@ -80,7 +88,8 @@ def _record_some(redis: Any, engine: Engine, shards: Sequence[Keys]) -> tuple[in
         return 0, False
     with reading(engine) as connection:
         before = last_recorded(connection, [keys.shard for keys in filled])
-    more = sum(lengths) > PAGES
+    if not (more := sum(lengths) > PAGES):
+        caught_up()
     most = max(PAGES // len(filled), 1) if more else max(lengths)
     after = {keys.journal: before.get(keys.shard, "0") for keys in filled}
     heads = {name.decode(): head for name, head in redis.xread(after, count=most)}

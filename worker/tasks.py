@@ -27,7 +27,7 @@ from worker.watchdog import watching
 
 log = logging.getLogger(__name__)
 
-NICENESS = 10  # a ninth of a core where all are taken: twice what a delivery's row needs
+NICENESS = 5  # a third of what others get where all cores are taken
 
 
 @celery.task(name="onward.drain", ignore_result=True)
@@ -78,19 +78,20 @@ def record() -> None:
         with _the_recorder(app.redis()) as ours:
             if ours:
                 engine, shards = app.engine(), app.settings().shards
-                with ThreadPoolExecutor(1, initializer=_stand_back) as aside:
-                    aside.submit(record_journal, app.redis(), engine, shards).result()
+                with ThreadPoolExecutor(1) as aside:
+                    aside.submit(record_journal, app.redis(), engine, shards, _stand_back).result()
     except AWAY as error:
         log.warning("The journal waits to be recorded (%s)", told(error))
 
 
 def _stand_back() -> None:
-    """Let this thread run where delivery leaves a core; its next thread starts as any other.
+    """Let delivery go before this thread until it ends: niceness cannot be taken back.
 
-    On Linux alone is a thread's niceness its own; it cannot be taken back without privileges.
+    On Linux alone it is a thread's own.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*thread, max(os.getpriority(*thread), NICENESS))
 
 
 @contextmanager

@@ -71,3 +71,19 @@ def test_a_spoilt_journal_keeps_no_other_back(
 
     assert record(events_redis, empty_database, SHARDS) == 2
     assert rows(empty_database) == 2
+
+
+def test_who_records_is_told_when_little_is_left(
+    events_redis: Any, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.record.PAGES", 2)
+    for event in "abcde":
+        journal(events_redis, 0, event)
+    left: list[int] = []
+
+    record(
+        events_redis, empty_database, SHARDS,
+        lambda: left.append(events_redis.xlen(Keys(0).journal)),
+    )  # fmt: skip
+
+    assert left == [1]
