@@ -32,13 +32,19 @@ def list_integrations(
     with looking() as connection:
         found = list_of(connection, project)
     if json:
-        print_json([IntegrationObject.of(one).model_dump() for one in found])
+        print_json(
+            [
+                {**IntegrationObject.of(one).model_dump(), "project_id": one.project_id}
+                for one in found
+            ]
+        )
         return
     print_table(
-        ("id", "title", "provider", "store", "state", "last delivery", "why"),
+        ("id", "project", "title", "provider", "store", "state", "last delivery", "why"),
         [
             (
                 one.id,
+                one.project_id,
                 one.title,
                 one.slug,
                 one.platform,

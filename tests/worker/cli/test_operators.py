@@ -99,7 +99,8 @@ def test_an_integration_is_made_paused_and_printed_as_v4_does(onward: Command) -
     assert (ran.json["integration"], ran.json["active"]) == ("Amplitude", 0)
     assert ran.json["created_at"].endswith("Z")
     assert "settings are not set" in onward(*CREATE).err
-    assert len(onward("integrations", "list", "--json").json) == 2
+    listed = onward("integrations", "list", "--json").json
+    assert [one["project_id"] for one in listed] == ["prj_lumen"] * 2
     assert onward("integrations", "list", "--project", "prj_other", "--json").json == []
 
 
