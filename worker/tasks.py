@@ -87,11 +87,12 @@ def record() -> None:
 def _stand_back() -> None:
     """Let delivery go before this thread until it ends: niceness cannot be taken back.
 
-    On Linux alone it is a thread's own.
+    On Linux alone it is a thread's own; where a sandbox forbids the call, it records as any other.
     """
     if sys.platform == "linux":
         thread = os.PRIO_PROCESS, threading.get_native_id()
-        os.setpriority(*thread, max(os.getpriority(*thread), NICENESS))
+        with suppress(PermissionError):
+            os.setpriority(*thread, max(os.getpriority(*thread), NICENESS))
 
 
 @contextmanager
