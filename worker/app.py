@@ -102,6 +102,7 @@ def make_celery() -> Celery:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
+        worker_enable_remote_control=False,  # its channel hangs the consumer on a TLS 1.3 ticket
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={

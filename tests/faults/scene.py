@@ -134,12 +134,6 @@ class Scene(Stack):
         held = redis.mget([Keys(number).lease for number in range(self.settings.shards)])
         return {token.decode().split(":")[1] if token else "nobody" for token in held}
 
-    def queues(self) -> set[str]:
-        """Return the names of the broker's queues."""
-        with Redis.from_url(self.settings.broker_url) as broker:
-            found: Any = broker.keys("_kombu.binding.*")
-        return {name.decode().removeprefix("_kombu.binding.") for name in found}
-
     def now(self) -> datetime:
         """Return the time by the store's clock, as the record has it."""
         redis: Any = self.redis
