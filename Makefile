@@ -51,7 +51,7 @@ fmt: install  ## format, and mend what the linter can
 lock:  ## bring the lock up to date with pyproject.toml
 	@$(LOCK) --upgrade -o requirements.lock
 
-bench: install  ## all benchmarks, about 5 minutes; writes tests/bench/results.json and plot.svg
+bench: install  ## all benchmarks, about seven minutes; writes tests/bench/results.json and plot.svg
 	@$(PY) -m tests.bench
 
 bench-quick: install  ## the main ones in a minute; name one: python -m tests.bench tls

@@ -16,7 +16,7 @@ from tests.bench import report
 from tests.bench.scenarios import ALL, QUICK, Bench, Figures, temporary
 
 EXAMPLES = """examples:
-  python -m tests.bench                    all of it, about 5 minutes on a quiet machine
+  python -m tests.bench                    all of it, about seven minutes
   python -m tests.bench --quick            the main ones, in about half a minute
   python -m tests.bench latency idle       these two; nothing is written
 """
