@@ -34,8 +34,12 @@ class Committer:
         """Commit what shards have settled, all in one round trip.
 
         On trouble it stays, and is sent again unchanged; until then nothing new of that shard is
-        started, for its outcomes could not be kept.
+        started, for its outcomes could not be kept. A shard that has nothing to commit goes on:
+        it was reading that failed.
         """
+        for shard in shards:
+            if shard.stuck and not (shard.unwritten or shard.dirty):
+                self._go_on(shard)
         if not any(shard.unwritten or shard.dirty for shard in shards):
             return
         metrics.publish()
@@ -82,5 +86,8 @@ class Committer:
         for pipeline in dict.fromkeys(delivery.pipeline for delivery in written.adding):
             self.dispatcher.lane_written(pipeline)
         if shard.stuck:
-            shard.stuck = False
-            self.dispatcher.resume()
+            self._go_on(shard)
+
+    def _go_on(self, shard: Shard) -> None:
+        shard.stuck = False
+        self.dispatcher.resume()
