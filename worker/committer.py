@@ -68,7 +68,7 @@ class Committer:
     def stuck(self, shard: Shard, error: RedisError) -> None:
         """Start nothing new of a shard, and commit it again after a while."""
         if not shard.stuck:
-            log.error("Shard %d cannot be committed: %s", shard.keys.shard, error)
+            log.error("Shard %d cannot go on: %s", shard.keys.shard, error)
         shard.stuck, shard.retry_at = True, time.monotonic() + STUCK_SECONDS
 
     def _written(self, shard: Shard, added: list[bytes]) -> None:
