@@ -38,13 +38,13 @@ class Committer:
         it was reading that failed.
         """
         for shard in shards:
-            if shard.stuck and not (shard.unwritten or shard.dirty):
+            if shard.stuck and not shard.uncommitted:
                 self._go_on(shard)
-        if not any(shard.unwritten or shard.dirty for shard in shards):
+        if not any(shard.uncommitted for shard in shards):
             return
         metrics.publish()
         async with self.busy:
-            due = [s for s in shards if (s.unwritten or s.dirty) and not s.lost]
+            due = [shard for shard in shards if shard.uncommitted and not shard.lost]
             for shard in due:
                 shard.unwritten = shard.unwritten or shard.build()
             for shard, reply in zip(due, await self._commit(due), strict=True):

@@ -268,7 +268,7 @@ class Drain:
             if time.monotonic() < shard.leaving_since + GRACE_SECONDS:
                 return
             self.dispatcher.into_lanes(shard)
-        while (shard.dirty or shard.unwritten) and not shard.lost:
+        while shard.uncommitted and not shard.lost:
             await self.committer.flush([shard])
             if shard.stuck:
                 raise RedisError("what came of its last deliveries could not be written")

@@ -84,6 +84,11 @@ class Shard:
             or self.after
         )
 
+    @property
+    def uncommitted(self) -> bool:
+        """Whether there is anything to commit, or to commit again."""
+        return self.unwritten is not None or self.dirty
+
     def leave(self, now: float) -> None:
         """Begin to give the shard back."""
         if not self.leaving:

@@ -115,8 +115,9 @@ class Scene(Stack):
     def settled(self) -> bool:
         """Whether nothing waits but behind suspended pipelines, and all is recorded."""
         found = self.balance()
-        untrimmed = backlog(self.redis, self.settings.shards)["journal"]  # of it, all is recorded
-        if not at_rest(found) or untrimmed:
+        if not at_rest(found):
+            return False
+        if backlog(self.redis, self.settings.shards)["journal"]:  # recorded, and not yet trimmed
             return False
         with reading(self.engine) as connection:
             states = {row.id: row.active for row in config_rows(connection)}

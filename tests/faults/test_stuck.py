@@ -10,28 +10,22 @@ from tests.stack import end, eventually, family
 
 pytestmark = pytest.mark.processes
 QUICKLY = "import worker.watchdog as w; w.STUCK_SECONDS, w.LOOK_SECONDS = 5, 0.5\n"
-LOOP_HANGS = """
+HANGS = """
 import time
 from pathlib import Path
-from worker.clock import StoreClock
-real = StoreClock.set
-def set_or_hang(self, now_ms):
+from {module} import {owner}
+real = {owner}.{method}
+def call_or_hang(self, *arguments):
     while Path({hang!r}).exists():
         time.sleep(0.1)
-    real(self, now_ms)
-StoreClock.set = set_or_hang
+    return real(self, *arguments)
+{owner}.{method} = call_or_hang
 """
-CONSUMER_HANGS = """
-import time
-from pathlib import Path
-from kombu.transport.redis import Channel
-real = Channel._brpop_start
-def start_or_hang(self, *arguments, **options):
-    while Path({hang!r}).exists():
-        time.sleep(0.1)
-    real(self, *arguments, **options)
-Channel._brpop_start = start_or_hang
-"""
+
+
+def hangs(module: str, owner: str, method: str, hang: Path) -> str:
+    """Return lines that let a method hang for as long as there is such a file."""
+    return HANGS.format(module=module, owner=owner, method=method, hang=str(hang))
 
 
 def changed(folder: Path, *lines: str) -> dict[str, str]:
@@ -46,7 +40,8 @@ def test_a_loop_hangs(scene: Make, tmp_path: Path) -> None:
     hang = tmp_path / "hang"
     with scene({"ONWARD_CONCURRENCY": "1"}) as s:
         s.hook("a")
-        worker = s.worker(**changed(tmp_path, QUICKLY, LOOP_HANGS.format(hang=str(hang))))
+        loop = hangs("worker.clock", "StoreClock", "set", hang)
+        worker = s.worker(**changed(tmp_path, QUICKLY, loop))
         s.send(100)
         s.reached(100)
         (pid,) = s.owners()
@@ -66,8 +61,8 @@ def test_a_worker_does_not_consume(scene: Make, tmp_path: Path) -> None:
     hang = tmp_path / "hang"
     with scene() as s:
         s.hook("a")
-        hangs = CONSUMER_HANGS.format(hang=str(hang))
-        worker = s.worker(**changed(tmp_path, QUICKLY, hangs))
+        consumer = hangs("kombu.transport.redis", "Channel", "_brpop_start", hang)
+        worker = s.worker(**changed(tmp_path, QUICKLY, consumer))
         s.send(100)
         s.reached(100)
         hang.touch()
