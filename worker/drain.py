@@ -69,6 +69,7 @@ class Drain:
         self.shards: dict[int, Shard] = {}
         self.owners: list[str] = []
         self.renewed = time.monotonic()
+        self.takes_at = 0.0  # free shards, at the earliest (monotonic)
         self.beat = time.monotonic()  # for the watchdog
         self.leaving = False
         self._openings: set[asyncio.Task[None]] = set()
@@ -143,6 +144,8 @@ class Drain:
             if not ours and not shard.lost:  # given back meanwhile
                 self._lost(shard)
         self.clock.set(now_ms)
+        if not self._safe():  # the store was away: others keep their shards as we do ours
+            self.takes_at = time.monotonic() + LEASE_SAFE_SECONDS
         self.renewed = time.monotonic()
         metrics.LEASES.set(len(self.shards))
         if self.dispatcher.paused:
@@ -162,7 +165,7 @@ class Drain:
         if self.leaving:
             return
         share = math.ceil(self.settings.shards / max(len(self.owners), 1))
-        for number in self._candidates():
+        for number in self._candidates() if time.monotonic() >= self.takes_at else ():
             if len(self.shards) >= share:
                 break
             keys = Keys(number)

@@ -85,7 +85,7 @@ class Keys:
 
     @property
     def committed(self) -> str:
-        """Number of the last commit and what it added."""
+        """Number of the last commit and what it added; who took the lease last, until released."""
         return self._key("committed")
 
     def seen(self, bucket: int) -> str:
@@ -114,12 +114,25 @@ def shard_of(project_id: str, shards: int) -> int:
     return zlib.crc32(project_id.encode()) % shards
 
 
-# KEYS: lease, committed. ARGV: token, number of this commit, ms of the lease, then (count,
-# command …) repeated.
+# Goes before the scripts that need the lease. KEYS: lease, committed. ARGV: token, ms of the lease.
+# One that lapsed while the store was away is still ours if nobody has taken it since: what we have
+# in hand need not be sent again.
+_LEASE = """
+local function ours()
+  return (redis.call('GET', KEYS[1]) or redis.pcall('HGET', KEYS[2], 'taker')) == ARGV[1]
+end
+local function lengthen()
+  if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then -- a first write that a full server allows
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  end
+end
+"""
+
+# ARGV, behind those of the lease: number of this commit, then (count, command …) repeated.
 # A commit whose answer was lost is sent again under its number, and answered from `committed`.
 _COMMIT = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
-local number = ARGV[1] .. ARGV[2]
+if not ours() then return false end
+local number = ARGV[1] .. ARGV[3]
 if redis.call('HGET', KEYS[2], 'number') == number then
   return cmsgpack.unpack(redis.call('HGET', KEYS[2], 'added'))
 end
@@ -138,7 +151,7 @@ while i <= #ARGV do -- all or nothing: a script that stops midway is not undone
   end
   i = i + tonumber(ARGV[i]) + 1
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[3]) -- a first write that a full server allows
+lengthen()
 local added = {}
 i = 4
 while i <= #ARGV do
@@ -155,7 +168,8 @@ redis.call('HSET', KEYS[2], 'number', number, 'added', cmsgpack.pack(added))
 return added
 """
 
-# KEYS: lease, intake. ARGV: token, ms, group. The group starts at 0: what is there counts.
+# KEYS: lease, intake, committed. ARGV: token, ms, group.
+# The group starts at 0: what is there counts.
 _TAKE = """
 local is = redis.call('TYPE', KEYS[2]).ok
 if is ~= 'stream' and is ~= 'none' then
@@ -164,18 +178,22 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('DEL', KEYS[1]) -- a first write that a full server allows
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.pcall('HSET', KEYS[3], 'taker', ARGV[1])
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
 return 1
 """
 
 _RENEW = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if not ours() then return 0 end
+lengthen()
+return 1
 """
 
 _RELEASE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
+if not ours() then return 0 end
+redis.call('DEL', KEYS[1])
+redis.pcall('HDEL', KEYS[2], 'taker')
+return 1
 """
 
 # Puts deliveries at the end of a lane from outside the loop, accounted like any other.
@@ -276,10 +294,10 @@ class State:
     def __init__(self, redis: Redis, reader: Redis | None = None) -> None:
         self.redis: Any = redis  # its stubs return every command's type for both protocols
         self.reader: Any = reader or redis  # must not repeat a reading whose answer was lost
-        self._commit = redis.register_script(_COMMIT)
+        self._commit = redis.register_script(_LEASE + _COMMIT)
         self._take = redis.register_script(_TAKE)
-        self._renew = redis.register_script(_RENEW)
-        self._release = redis.register_script(_RELEASE)
+        self._renew = redis.register_script(_LEASE + _RENEW)
+        self._release = redis.register_script(_LEASE + _RELEASE)
         self._repeated = redis.register_script(_REPEATED)
         self._owners = redis.register_script(_OWNERS)
         self._forget_readers = redis.register_script(_FORGET_READERS)
@@ -291,7 +309,9 @@ class State:
 
     async def take(self, keys: Keys, token: str) -> bool:
         """Take the shard's lease if it is free, and see to its group."""
-        taken = await self._take(keys=[keys.lease, keys.intake], args=[token, LEASE_MS, GROUP])
+        taken = await self._take(
+            keys=[keys.lease, keys.intake, keys.committed], args=[token, LEASE_MS, GROUP]
+        )
         return bool(taken)
 
     async def ensure_group(self, stream: str) -> None:
@@ -323,8 +343,8 @@ class State:
         await self._forget_readers(keys=[keys.intake], args=[GROUP, token])
 
     async def renew(self, shards: Iterable[Keys], token: str) -> list[bool]:
-        """Lengthen the leases; False where one is lost."""
-        calls = [((keys.lease,), (token, LEASE_MS)) for keys in shards]
+        """Lengthen the leases, also those that lapsed and nobody took; False where one is lost."""
+        calls = [((keys.lease, keys.committed), (token, LEASE_MS)) for keys in shards]
         replies = await self._run(self._renew, calls)
         for reply in replies:
             if isinstance(reply, RedisError):
@@ -333,7 +353,7 @@ class State:
 
     async def release(self, keys: Keys, token: str) -> None:
         """Give the lease up, if it is still ours."""
-        await self._release(keys=[keys.lease], args=[token])
+        await self._release(keys=[keys.lease, keys.committed], args=[token])
 
     async def commit(
         self, token: str, commits: Sequence[tuple[Keys, int, Commit]]
@@ -347,7 +367,7 @@ class State:
         calls = [
             (
                 (keys.lease, keys.committed),
-                (token, number, LEASE_MS, *commit.flat(keys)),
+                (token, LEASE_MS, number, *commit.flat(keys)),
             )
             for keys, number, commit in commits
         ]

@@ -135,6 +135,13 @@ class Scene(Stack):
         held = redis.mget([Keys(number).lease for number in range(self.settings.shards)])
         return {token.decode().split(":")[1] if token else "nobody" for token in held}
 
+    def take_away(self, *shards: int) -> None:
+        """Let leases be lost, as if somebody else had taken them and died."""
+        for number in shards:
+            keys = Keys(number)
+            self.redis.hset(keys.committed, "taker", "another")
+            self.redis.delete(keys.lease)
+
     def now(self) -> datetime:
         """Return the time by the store's clock, as the record has it."""
         redis: Any = self.redis

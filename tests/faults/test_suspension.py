@@ -35,16 +35,16 @@ def test_eight_processes_fail_at_once(scene: Make) -> None:
         s.worker(), s.worker()
         s.fault("refuse", slug="webhooks")
         s.send(2_000)
-        lease, holders = Keys(shard_of(PROJECT, s.settings.shards)).lease, set()
+        shard, holders = shard_of(PROJECT, s.settings.shards), set()
         for _ in range(8):  # each has failures of its own in hand when another takes over
             before = s.last_calls("webhooks")[-1:]
-            holders.add(eventually(lambda: s.redis.get(lease), 60, "somebody drains"))
+            holders.add(eventually(lambda: s.redis.get(Keys(shard).lease), 60, "somebody drains"))
             eventually(
                 lambda: s.last_calls("webhooks")[-1:] != before or s.state(hook).active == 2,  # noqa: B023
                 60,
                 "and is refused, if five others have not been by then",
             )
-            s.redis.delete(lease)
+            s.take_away(shard)
         eventually(lambda: s.state(hook).active == 2, 60, "suspended")
         assert len(holders) > 1
         s.no_faults()

@@ -25,7 +25,7 @@ def test_leases_are_taken_away(scene: Make) -> None:
         with s.load():
             for _ in range(8):
                 s.moving(20)
-                s.redis.delete(Keys(SHARD).lease)
+                s.take_away(SHARD)
             s.moving(50)
         s.check(duplicates=8 * WINDOW)
 
@@ -96,7 +96,7 @@ def test_suspects_and_lost_leases(scene: Make) -> None:
         s.begin()
         for _ in range(5):
             eventually(lambda: s.redis.exists(Keys(SHARD).solo), 60, "they are tried")
-            s.redis.delete(Keys(SHARD).lease)
+            s.take_away(SHARD)
             eventually(lambda: s.redis.exists(Keys(SHARD).lease), 60, "somebody takes the shard")
         s.no_faults()
         s.check(duplicates=5 * WINDOW)
@@ -152,7 +152,7 @@ def _survive(s: Scene) -> int:
             eventually(lambda: _over(s, mortal), 60, "it dies, or all is done")
             deaths += mortal.poll() == KILLED
             mortal.terminate()
-        s.redis.delete(*(Keys(n).lease for n in range(s.settings.shards)))
+        s.take_away(*range(s.settings.shards))
     return deaths
 
 

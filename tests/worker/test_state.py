@@ -90,6 +90,30 @@ async def test_nothing_is_written_without_the_lease(state: State, redis: Any) ->
     assert await redis.xlen(KEYS.intake) == 1
 
 
+async def test_a_lapsed_lease_is_ours_until_somebody_takes_it(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    await redis.delete(KEYS.lease)
+    assert len(await commit(state, 1, moves(entry))) == 1
+    assert await redis.get(KEYS.lease) == b"me"
+    await redis.delete(KEYS.lease)
+    assert await state.renew([KEYS], "me") == [True]
+    assert await redis.pttl(KEYS.lease) > 0
+    await redis.delete(KEYS.lease)
+    assert await state.take(KEYS, "another")
+    await redis.delete(KEYS.lease)
+    assert await state.renew([KEYS], "me") == [False]
+    assert isinstance(await commit(state, 2, moves(entry)), LeaseLost)
+    assert not await redis.exists(KEYS.lease)
+
+
+async def test_a_lease_that_was_given_up_stays_given_up(state: State, redis: Any) -> None:
+    await state.release(KEYS, "another")
+    assert await redis.get(KEYS.lease) == b"me"
+    await state.release(KEYS, "me")
+    assert await state.renew([KEYS], "me") == [False]
+    assert not await redis.exists(KEYS.lease)
+
+
 @pytest.mark.parametrize("spoilt", [LANE, KEYS.tally, KEYS.committed])
 async def test_a_key_of_the_wrong_type_leaves_all_as_it_was(
     state: State, redis: Any, spoilt: str
