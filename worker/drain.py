@@ -110,7 +110,6 @@ class Drain:
 
     async def _every(self, seconds: float, work: Callable[[], Any]) -> None:
         while True:
-            await asyncio.sleep(seconds)
             try:
                 await work()
             except RedisError as error:
@@ -119,6 +118,7 @@ class Drain:
             except Exception:
                 log.exception("A step of the delivery loop failed; it is tried again")
                 await asyncio.sleep(0.5)
+            await asyncio.sleep(seconds)
 
     async def _tend(self, work: Callable[[Sequence[Shard]], Awaitable[None]]) -> None:
         """Do `work` on the shards we read, while we may start anything new."""
