@@ -37,7 +37,7 @@ def drain() -> None:
     if not app.drains():
         if app.idle_drains():
             time.sleep(PASS_ON_SECONDS)
-            hint_drain()
+            _hint_on()
         return
     try:
         with app.draining():
@@ -47,9 +47,7 @@ def drain() -> None:
         return
     finally:
         gc.collect()  # a slice and all its connections: else the next one's come on top
-    if not app.stopping.value:
-        with suppress(*AWAY):  # the ticker hints, too
-            hint_drain()
+    _hint_on()
 
 
 async def _drain(until: float) -> None:
@@ -72,6 +70,12 @@ async def _drain(until: float) -> None:
 def hint_drain() -> None:
     """Tell this worker's children that one may drain."""
     drain.apply_async(queue=app.drain_queue(), expires=60)
+
+
+def _hint_on() -> None:
+    if not app.stopping.value:
+        with suppress(*AWAY):  # the ticker hints, too
+            hint_drain()
 
 
 @celery.task(name="onward.record", ignore_result=True)
