@@ -86,7 +86,7 @@ def test_no_connection(scene: Make) -> None:
         s.send(50)
         failing(s)
         link.open()
-        s.moving(50)
+        s.reached(50)
         s.fault("reset", slug="webhooks")
         s.send(50)
         failing(s)
