@@ -56,8 +56,8 @@ class Committer:
                     self._written(shard, reply)
 
     async def _commit(self, shards: Sequence[Shard]) -> list[list[bytes] | RedisError | LeaseLost]:
-        written = [(shard.keys, shard.unwritten) for shard in shards if shard.unwritten]
-        commits = [(keys, w.number, w.commit) for keys, w in written if w.commit]
+        written = [(shard, shard.unwritten) for shard in shards if shard.unwritten]
+        commits = [(s.keys, s.committed, w.number, w.commit) for s, w in written if w.commit]
         try:
             given = await self.state.commit(self.token, commits) if commits else []
         except RedisError as error:
@@ -75,6 +75,8 @@ class Committer:
         written, shard.unwritten = shard.unwritten, None
         assert written is not None  # noqa: S101  it was just committed
         shard.acked.difference_update(written.commit.acks)
+        if written.commit:
+            shard.committed = written.number
         self.progressed = time.monotonic()
         for delivery, lane_id in zip(written.adding, added, strict=False):
             delivery.lane_id = lane_id

@@ -41,6 +41,7 @@ TIMERS_SECONDS = 0.1
 RENEW_SECONDS = 2.0
 BALANCE_SECONDS = 0.5
 LEASE_SAFE_SECONDS = 5.0  # not renewed for so long: start nothing new
+TAKE_MS = 3_000  # by the store's clock: then the question is too old
 GRACE_SECONDS = 5.0
 EXPIRE_SECONDS = 10.0
 ADOPT_SECONDS = 5.0
@@ -137,7 +138,7 @@ class Drain:
         """Keep our leases, and take the store's time."""
         held = list(self.shards.values())
         kept, (now_ms, self.owners) = await asyncio.gather(
-            self.state.renew([shard.keys for shard in held], self.token),
+            self.state.renew([(shard.keys, shard.committed) for shard in held], self.token),
             self.state.owners(self.token, 0 if self.leaving else LEASE_MS),
         )
         for shard, ours in zip(held, kept, strict=True):
@@ -165,7 +166,7 @@ class Drain:
         if self.leaving:
             return
         share = math.ceil(self.settings.shards / max(len(self.owners), 1))
-        for number in self._candidates() if time.monotonic() >= self.takes_at else ():
+        for number in self._candidates() if self._takes() else ():
             if len(self.shards) >= share:
                 break
             keys = Keys(number)
@@ -179,9 +180,13 @@ class Drain:
             if shard not in self.reader.reading:  # what that brings must not come too late
                 await self._give_back(shard)
 
+    def _takes(self) -> bool:
+        """Whether free shards are free: after the store was away their owners come first."""
+        return self._safe() and time.monotonic() >= self.takes_at
+
     async def _take(self, keys: Keys) -> bool:
         try:
-            return await self.state.take(keys, self.token)
+            return await self.state.take(keys, self.token, self.clock.now_ms() + TAKE_MS)
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise

@@ -51,6 +51,7 @@ class Shard:
     after: list[Callable[[], None]] = field(default_factory=list)
     progress: dict[bytes, tuple[list[str], list[str]]] = field(default_factory=dict)
     unwritten: "Written | None" = None  # built, and not yet confirmed
+    committed: int = 0  # number of the last commit that is
     acked: set[bytes] = field(default_factory=set)  # acknowledged, and not yet committed
     unsure: bool = True  # entries may be ours without our knowing: an answer was lost, or it
     # came for our last lease of this shard, after what was left of that one was taken over

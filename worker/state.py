@@ -114,12 +114,16 @@ def shard_of(project_id: str, shards: int) -> int:
     return zlib.crc32(project_id.encode()) % shards
 
 
-# Goes before the scripts that need the lease. KEYS: lease, committed. ARGV: token, ms of the lease.
-# One that lapsed while the store was away is still ours if nobody has taken it since: what we have
-# in hand need not be sent again.
+# Goes before the scripts that need the lease. KEYS: lease, committed. ARGV: token, ms of the lease,
+# number of the last commit we know to be written.
+# One that lapsed while the store was away is still ours if nobody has taken it since, and the store
+# has not gone back to an older copy: what we have in hand need not be sent again.
 _LEASE = """
 local function ours()
-  return (redis.call('GET', KEYS[1]) or redis.pcall('HGET', KEYS[2], 'taker')) == ARGV[1]
+  local holder = redis.call('GET', KEYS[1])
+  if holder then return holder == ARGV[1] end
+  if redis.pcall('HGET', KEYS[2], 'taker') ~= ARGV[1] then return false end
+  return (tonumber(redis.call('HGET', KEYS[2], 'number')) or -1) >= tonumber(ARGV[3])
 end
 local function lengthen()
   if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then -- a first write that a full server allows
@@ -132,13 +136,12 @@ end
 # A commit whose answer was lost is sent again under its number, and answered from `committed`.
 _COMMIT = """
 if not ours() then return false end
-local number = ARGV[1] .. ARGV[3]
-if redis.call('HGET', KEYS[2], 'number') == number then
-  return cmsgpack.unpack(redis.call('HGET', KEYS[2], 'added'))
-end
+local number, last = tonumber(ARGV[4]), tonumber(redis.call('HGET', KEYS[2], 'number')) or 0
+if last == number then return cmsgpack.unpack(redis.call('HGET', KEYS[2], 'added')) end
+if last > number then return {} end -- a copy that comes late
 local kinds = {XACK='stream', XDEL='stream', XADD='stream', EMPTIED='stream', HSET='hash',
                HDEL='hash', HINCRBY='hash', ZADD='zset', ZREM='zset'}
-local i = 4
+local i = 5
 local checked = {}
 while i <= #ARGV do -- all or nothing: a script that stops midway is not undone
   local kind, key = kinds[ARGV[i + 1]], ARGV[i + 2]
@@ -153,7 +156,7 @@ while i <= #ARGV do -- all or nothing: a script that stops midway is not undone
 end
 lengthen()
 local added = {}
-i = 4
+i = 5
 while i <= #ARGV do
   local n = tonumber(ARGV[i])
   if ARGV[i + 1] ~= 'EMPTIED' then
@@ -168,9 +171,12 @@ redis.call('HSET', KEYS[2], 'number', number, 'added', cmsgpack.pack(added))
 return added
 """
 
-# KEYS: lease, intake, committed. ARGV: token, ms, group.
+# KEYS: lease, intake, committed. ARGV: token, ms, group, when it is too late (store clock, ms): a
+# question that waited while the store was away must not take what its owner still has.
 # The group starts at 0: what is there counts.
 _TAKE = """
+local time = redis.call('TIME')
+if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[4]) then return 0 end
 local is = redis.call('TYPE', KEYS[2]).ok
 if is ~= 'stream' and is ~= 'none' then
   return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is a ' .. is .. ', not a stream')
@@ -178,7 +184,7 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('DEL', KEYS[1]) -- a first write that a full server allows
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.pcall('HSET', KEYS[3], 'taker', ARGV[1])
+redis.pcall('HSET', KEYS[3], 'taker', ARGV[1], 'number', 0)
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
 return 1
 """
@@ -190,10 +196,8 @@ return 1
 """
 
 _RELEASE = """
-if not ours() then return 0 end
-redis.call('DEL', KEYS[1])
-redis.pcall('HDEL', KEYS[2], 'taker')
-return 1
+if redis.pcall('HGET', KEYS[2], 'taker') == ARGV[1] then redis.call('HDEL', KEYS[2], 'taker') end
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 # Puts deliveries at the end of a lane from outside the loop, accounted like any other.
@@ -297,7 +301,7 @@ class State:
         self._commit = redis.register_script(_LEASE + _COMMIT)
         self._take = redis.register_script(_TAKE)
         self._renew = redis.register_script(_LEASE + _RENEW)
-        self._release = redis.register_script(_LEASE + _RELEASE)
+        self._release = redis.register_script(_RELEASE)
         self._repeated = redis.register_script(_REPEATED)
         self._owners = redis.register_script(_OWNERS)
         self._forget_readers = redis.register_script(_FORGET_READERS)
@@ -307,10 +311,11 @@ class State:
         now, owners = await self._owners(keys=[OWNERS], args=[token, ttl_ms])
         return int(now), [owner.decode() for owner in owners]
 
-    async def take(self, keys: Keys, token: str) -> bool:
-        """Take the shard's lease if it is free, and see to its group."""
+    async def take(self, keys: Keys, token: str, until_ms: float) -> bool:
+        """Take the shard's lease if it is free, until then, and see to its group."""
         taken = await self._take(
-            keys=[keys.lease, keys.intake, keys.committed], args=[token, LEASE_MS, GROUP]
+            keys=[keys.lease, keys.intake, keys.committed],
+            args=[token, LEASE_MS, GROUP, int(until_ms)],
         )
         return bool(taken)
 
@@ -342,9 +347,12 @@ class State:
         """Forget who has read of a shard and has nothing of it left, but for `token`."""
         await self._forget_readers(keys=[keys.intake], args=[GROUP, token])
 
-    async def renew(self, shards: Iterable[Keys], token: str) -> list[bool]:
-        """Lengthen the leases, also those that lapsed and nobody took; False where one is lost."""
-        calls = [((keys.lease, keys.committed), (token, LEASE_MS)) for keys in shards]
+    async def renew(self, shards: Iterable[tuple[Keys, int]], token: str) -> list[bool]:
+        """Lengthen the leases of shards with their last commit's number; False where one is lost.
+
+        One that lapsed and that nobody took is not lost.
+        """
+        calls = [((keys.lease, keys.committed), (token, LEASE_MS, last)) for keys, last in shards]
         replies = await self._run(self._renew, calls)
         for reply in replies:
             if isinstance(reply, RedisError):
@@ -356,9 +364,9 @@ class State:
         await self._release(keys=[keys.lease, keys.committed], args=[token])
 
     async def commit(
-        self, token: str, commits: Sequence[tuple[Keys, int, Commit]]
+        self, token: str, commits: Sequence[tuple[Keys, int, int, Commit]]
     ) -> list[list[bytes] | RedisError | LeaseLost]:
-        """Write each shard's (number, commit) in a script of its own, all in one round trip.
+        """Write each shard's (last number, number, commit), each by itself, in one round trip.
 
         Returns, for each, the ids of what it added, in order; or why nothing was written:
         `LeaseLost` where the shard is another's. Sent again with the same number, it is written
@@ -367,9 +375,9 @@ class State:
         calls = [
             (
                 (keys.lease, keys.committed),
-                (token, LEASE_MS, number, *commit.flat(keys)),
+                (token, LEASE_MS, last, number, *commit.flat(keys)),
             )
-            for keys, number, commit in commits
+            for keys, last, number, commit in commits
         ]
         replies = await self._run(self._commit, calls)
         return [LeaseLost() if reply is None else reply for reply in replies]

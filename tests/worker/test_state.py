@@ -14,6 +14,7 @@ from worker.supervisor import valkey, wait_for_redis
 pytestmark = pytest.mark.processes
 KEYS = Keys(3)
 LANE = KEYS.lane("a")
+NEVER = 2**53  # ms
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +41,12 @@ async def redis(url: str) -> AsyncIterator[Any]:
 @pytest.fixture
 async def state(redis: Any) -> State:
     made = State(redis)
-    assert await made.take(KEYS, "me")
+    assert await made.take(KEYS, "me", NEVER)
     return made
 
 
 async def commit(state: State, number: int, what: Commit) -> Any:
-    (reply,) = await state.commit("me", [(KEYS, number, what)])
+    (reply,) = await state.commit("me", [(KEYS, 0, number, what)])
     return reply
 
 
@@ -76,8 +77,8 @@ async def test_a_shard_that_fails_does_not_keep_others(state: State, redis: Any)
     entry = await read_one(redis)
     await redis.set(Keys(4).journal, "spoilt")
     spoilt = Commit([], [("XADD", Keys(4).journal, "*", "p", "")])
-    assert await state.take(Keys(4), "me")
-    bad, good = await state.commit("me", [(Keys(4), 1, spoilt), (KEYS, 2, moves(entry))])
+    assert await state.take(Keys(4), "me", NEVER)
+    bad, good = await state.commit("me", [(Keys(4), 0, 1, spoilt), (KEYS, 0, 2, moves(entry))])
     assert isinstance(bad, ResponseError)
     assert isinstance(good, list)
     assert await redis.xlen(LANE) == 1
@@ -96,21 +97,46 @@ async def test_a_lapsed_lease_is_ours_until_somebody_takes_it(state: State, redi
     assert len(await commit(state, 1, moves(entry))) == 1
     assert await redis.get(KEYS.lease) == b"me"
     await redis.delete(KEYS.lease)
-    assert await state.renew([KEYS], "me") == [True]
+    assert await state.renew([(KEYS, 0)], "me") == [True]
     assert await redis.pttl(KEYS.lease) > 0
     await redis.delete(KEYS.lease)
-    assert await state.take(KEYS, "another")
+    assert await state.take(KEYS, "another", NEVER)
     await redis.delete(KEYS.lease)
-    assert await state.renew([KEYS], "me") == [False]
+    assert await state.renew([(KEYS, 0)], "me") == [False]
     assert isinstance(await commit(state, 2, moves(entry)), LeaseLost)
     assert not await redis.exists(KEYS.lease)
+
+
+async def test_a_lapsed_lease_is_lost_where_the_store_went_back(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    await commit(state, 6, moves(entry))
+    await redis.delete(KEYS.lease)
+    assert await state.renew([(KEYS, 7)], "me") == [False]
+    assert isinstance((await state.commit("me", [(KEYS, 7, 8, moves(b""))]))[0], LeaseLost)
+    assert await state.renew([(KEYS, 6)], "me") == [True]
+
+
+async def test_a_copy_of_a_commit_that_comes_late_is_not_written(state: State, redis: Any) -> None:
+    entry = await read_one(redis)
+    await commit(state, 1, moves(entry))
+    await commit(state, 2, Commit([], [("HINCRBY", KEYS.tally, "a|accepted", 1)]))
+    assert await commit(state, 1, moves(entry)) == []
+    assert await redis.xlen(LANE) == 1
+    assert await redis.hgetall(KEYS.tally) == {b"a|accepted": b"2"}
+
+
+async def test_a_question_that_comes_late_takes_no_lease(redis: Any) -> None:
+    seconds, _ = await redis.time()
+    state = State(redis)
+    assert not await state.take(KEYS, "me", seconds * 1000 - 1)
+    assert await state.take(KEYS, "me", seconds * 1000 + 60_000)
 
 
 async def test_a_lease_that_was_given_up_stays_given_up(state: State, redis: Any) -> None:
     await state.release(KEYS, "another")
     assert await redis.get(KEYS.lease) == b"me"
     await state.release(KEYS, "me")
-    assert await state.renew([KEYS], "me") == [False]
+    assert await state.renew([(KEYS, 0)], "me") == [False]
     assert not await redis.exists(KEYS.lease)
 
 
@@ -132,7 +158,7 @@ async def test_a_spoilt_intake_is_not_taken(state: State, redis: Any) -> None:
     other = Keys(4)
     await redis.set(other.intake, "spoilt")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await state.take(other, "me")
+        await state.take(other, "me", NEVER)
     assert not await redis.exists(other.lease)
 
 
@@ -143,9 +169,9 @@ async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis:
         await redis.xadd(KEYS.intake, {"event": "{}"})
     assert len(await commit(state, 1, moves(entry))) == 1
     assert len(await commit(state, 2, Commit([], moves(b"").commands))) == 1
-    assert await state.take(Keys(4), "me")
+    assert await state.take(Keys(4), "me", NEVER)
     assert await state.repeated([(KEYS, ["p/1", "1-0"])], 600, 1_000) == [set()]
-    assert await state.renew([KEYS], "me") == [True]
+    assert await state.renew([(KEYS, 0)], "me") == [True]
     now, owners = await state.owners("me", 1_000)
     assert (now > 0, owners) == (True, ["me"])
 
@@ -164,7 +190,7 @@ async def test_a_repeated_event_id_is_found_however_often_it_is_asked(state: Sta
 
 async def test_the_group_counts_what_is_there_already(redis: Any) -> None:
     await redis.xadd(KEYS.intake, {"event": "{}"})
-    assert await State(redis).take(KEYS, "me")
+    assert await State(redis).take(KEYS, "me", NEVER)
     reply = await redis.xreadgroup(GROUP, "me", {KEYS.intake: ">"})
     assert len(reply[0][1]) == 1
 
