@@ -257,7 +257,7 @@ class Drain:
             await self.state.owners(self.token, 0)
         deadline = time.monotonic() + GRACE_SECONDS
         while self.dispatcher.requests and time.monotonic() < deadline:  # noqa: ASYNC110  rare
-            await asyncio.sleep(FLUSH_SECONDS)
+            await asyncio.sleep(BREATH_SECONDS)
         await self.dispatcher.cut_off()
         for shard in list(self.shards.values()):
             try:

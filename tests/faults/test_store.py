@@ -75,6 +75,29 @@ def test_the_store_freezes(scene: Make, seconds: int) -> None:
         assert s.balance().dropped["duplicate"] > 0, "the producer's repetitions are known"
 
 
+@pytest.mark.slow
+@pytest.mark.row(11, "store frozen for more than a lease: each of three workers keeps its shards")
+def test_the_store_freezes_for_several(scene: Make) -> None:
+    with scene() as s:
+        projects = [s.project(f"prj_frozen_{number}") for number in range(24)]
+        for project in projects:
+            s.hook(project.replace("_", "-"), project)
+        for _ in range(3):
+            s.worker()
+        eventually(lambda: len(s.owners() - {"nobody"}) >= 3, 60, "all drain")
+        s.fault("slow", slug="webhooks", seconds=0.5)
+        for project in projects:
+            s.send(200, project)
+        s.moving(50)
+        assert s.store.process
+        end_of_frost = Timer(14, s.store.process.send_signal, [SIGCONT])
+        s.store.process.send_signal(SIGSTOP)
+        end_of_frost.start()
+        end_of_frost.join()
+        s.moving(50)
+        s.check()
+
+
 @pytest.mark.row(12, "every connection to the store killed, again and again")
 def test_connections_are_killed(scene: Make) -> None:
     with scene() as s:
