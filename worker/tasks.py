@@ -37,7 +37,7 @@ def drain() -> None:
     if not app.drains():
         if app.idle_drains():
             time.sleep(PASS_ON_SECONDS)
-            _hint_on()
+            hint_drain()
         return
     try:
         with app.draining():
@@ -47,7 +47,9 @@ def drain() -> None:
         return
     finally:
         gc.collect()  # a slice and all its connections: else the next one's come on top
-    _hint_on()
+    if not app.stopping.value:
+        with suppress(*AWAY):  # the ticker hints, too
+            hint_drain()
 
 
 async def _drain(until: float) -> None:
@@ -70,12 +72,6 @@ async def _drain(until: float) -> None:
 def hint_drain() -> None:
     """Tell this worker's children that one may drain."""
     drain.apply_async(queue=app.drain_queue(), expires=60)
-
-
-def _hint_on() -> None:
-    if not app.stopping.value:
-        with suppress(*AWAY):  # the ticker hints, too
-            hint_drain()
 
 
 @celery.task(name="onward.record", ignore_result=True)
