@@ -1,5 +1,6 @@
 """Composition root: the settings of the environment → Celery, store, directory, transport."""
 
+import fcntl
 import gc
 import logging
 import os
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import RawArray, RawValue
+from tempfile import TemporaryFile
 from typing import Any
 
-from billiard.process import current_process
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.transport.redis import QoS as RedisQoS
@@ -43,11 +44,13 @@ SOCKET: dict[str, Any] = {
     "retry_on_timeout": True,
 }
 COLLECT_AFTER = 20_000, 20, 50  # new objects; rounds of the youngest; rounds of the middle ones
-# Made by the parent before its children fork. `stopping`: leave your slice. `_draining`: by the
-# child's place in the pool, its pid while it drains. The place behind them is the recorder's.
+# Made by the parent before its children fork. `stopping`: leave your slice. `_slots`: pids of the
+# children that drain; one child more than slots is there for the recorder. No lock of theirs may
+# outlive a child that is killed: a file's lock ends with the process that has it.
 stopping = RawValue("b", 0)
-_draining: Any = RawArray("i", settings().concurrency)
-hints_taken = RawValue("L", 0)  # by those children: they show that this worker consumes
+_slots: Any = RawArray("i", settings().concurrency)
+hints_taken = RawValue("L", 0)  # by children, drain's alone: they show that this worker consumes
+_slots_file = TemporaryFile()  # noqa: SIM115  as long as the process
 LEAVE_SECONDS = 15  # a slice needs half of it to hand back what is in flight
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
 
@@ -91,7 +94,7 @@ def make_celery() -> Celery:
         task_default_queue="onward",
         task_time_limit=TASK_LIMIT_SECONDS,
         worker_prefetch_multiplier=1,
-        worker_max_tasks_per_child=5_000,  # a recorder's 40 minutes
+        worker_max_tasks_per_child=500,
         worker_max_memory_per_child=400_000,  # KiB
         worker_soft_shutdown_timeout=8,
         worker_enable_soft_shutdown_on_idle=True,
@@ -145,26 +148,36 @@ class Ticking(bootsteps.StartStopStep):
     terminate = stop
 
 
-def drains() -> bool:
-    """Whether this child's place is to drain: what it and a recorder keep is too much for one."""
-    return int(current_process().index) < len(_draining)
+def free_slot() -> int | None:
+    """Take a place among the draining children of this worker; None where all are taken."""
+    with _changing_slots():
+        hints_taken.value += 1
+        for number, pid in enumerate(_slots):
+            if pid == 0 or not alive(pid):
+                _slots[number] = os.getpid()
+                return number
+    return None
+
+
+def leave_slot(number: int) -> None:
+    """Give the place back."""
+    with _changing_slots():
+        if _slots[number] == os.getpid():
+            _slots[number] = 0
 
 
 @contextmanager
-def draining() -> Iterator[None]:
-    """Note that this child drains."""
-    place = current_process().index
-    hints_taken.value += 1
-    _draining[place] = os.getpid()
+def _changing_slots() -> Iterator[None]:
+    fcntl.lockf(_slots_file, fcntl.LOCK_EX)
     try:
         yield
     finally:
-        _draining[place] = 0
+        fcntl.lockf(_slots_file, fcntl.LOCK_UN)
 
 
-def idle_drains() -> int:
-    """Return how many of the children that should drain do not."""
-    return sum(pid == 0 or not alive(pid) for pid in list(_draining))
+def open_slots() -> int:
+    """Return how many more children of this worker could drain."""
+    return sum(pid == 0 or not alive(pid) for pid in list(_slots))
 
 
 def alive(pid: int) -> bool:

@@ -27,25 +27,22 @@ from worker.watchdog import watching
 
 log = logging.getLogger(__name__)
 
-PASS_ON_SECONDS = 0.01  # so that the next to be asked may be another child
 NICENESS = 5  # a third of what others get where all cores are taken
 
 
 @celery.task(name="onward.drain", ignore_result=True)
 def drain() -> None:
     """Take a share of the free shards and drain them for one slice; then hint on."""
-    if not app.drains():
-        if app.idle_drains():
-            time.sleep(PASS_ON_SECONDS)
-            hint_drain()
+    slot = app.free_slot()
+    if slot is None:
         return
     try:
-        with app.draining():
-            uvloop.run(_drain(time.monotonic() + SLICE_SECONDS))
+        uvloop.run(_drain(time.monotonic() + SLICE_SECONDS))
     except AWAY as error:
         log.warning("No shard can be drained (%s); the ticker has it tried again", told(error))
         return
     finally:
+        app.leave_slot(slot)
         gc.collect()  # a slice and all its connections: else the next one's come on top
     if not app.stopping.value:
         with suppress(*AWAY):  # the ticker hints, too
@@ -77,8 +74,6 @@ def hint_drain() -> None:
 @celery.task(name="onward.record", ignore_result=True)
 def record() -> None:
     """Move the journals to the database; of several at once, one does it."""
-    if app.drains():  # between two slices; the ticker hints again
-        return
     try:
         with _the_recorder(app.redis()) as ours:
             if ours:

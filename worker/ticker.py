@@ -41,10 +41,10 @@ class Ticker(Repeating):
         A consumer that hangs or was told to stop looks healthy from outside, and nobody drains.
         """
         unseen, self._seen = self._seen, time.monotonic()  # stays so where the broker is away
-        idle = app.idle_drains()
-        for _ in range(idle):
+        slots = app.open_slots()
+        for _ in range(slots):
             hint_drain()
-        if idle and app.hints_taken.value == self._taken:
+        if slots and app.hints_taken.value == self._taken:
             self._seen = unseen
         self._taken = app.hints_taken.value
         if time.monotonic() - self._seen > watchdog.STUCK_SECONDS:

@@ -57,8 +57,8 @@ def test_nobody_watches_a_loop_that_is_over(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A worker of whose children `idle` should drain; `now`, and whether the broker is there."""
-    found = SimpleNamespace(now=NOW, idle=1, broker=True)
+    """A worker of which one child should drain: `now`, `taken` hints, `slots`, `broker` there."""
+    found = SimpleNamespace(now=NOW, taken=0, slots=1, broker=True)
 
     def hint() -> None:
         if not found.broker:
@@ -70,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(ticker, "time", SimpleNamespace(monotonic=lambda: found.now))
     monkeypatch.setattr(ticker, "hint_drain", hint)
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(app, "idle_drains", lambda: found.idle)
+    monkeypatch.setattr(app, "open_slots", lambda: found.slots)
     monkeypatch.setattr(app, "hints_taken", SimpleNamespace(value=0))
     return found
 
@@ -97,9 +97,9 @@ def test_a_worker_that_consumes_goes_on(clock: SimpleNamespace) -> None:
         steps(made, clock, STUCK_SECONDS - 1)
         app.hints_taken.value += 1
     steps(made, clock, 1)
-    clock.idle = 0  # all drain
+    clock.slots = 0  # all drain
     steps(made, clock, 3 * STUCK_SECONDS)
-    clock.idle, clock.broker = 1, False  # nobody can be hinted
+    clock.slots, clock.broker = 1, False  # nobody can be hinted
     steps(made, clock, 3 * STUCK_SECONDS)
     clock.broker = True
     steps(made, clock, STUCK_SECONDS - 1)
