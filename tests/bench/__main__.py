@@ -17,7 +17,7 @@ from tests.bench.scenarios import ALL, QUICK, Bench, Figures, temporary
 
 EXAMPLES = """examples:
   python -m tests.bench                    all of it, about seven minutes
-  python -m tests.bench --quick            the main ones, in about half a minute
+  python -m tests.bench --quick            the main ones, in about a minute
   python -m tests.bench latency idle       these two; nothing is written
 """
 NO_WRK = "wrk is not installed (`apt-get install wrk`): the comparison with it is left out."

@@ -25,6 +25,15 @@ def stop_store(s: Scene, number: int) -> None:
     s.store.process.wait()
 
 
+def freeze_store(s: Scene, seconds: float) -> None:
+    """Stop the store's process for so long."""
+    assert s.store.process
+    end_of_frost = Timer(seconds, s.store.process.send_signal, [SIGCONT])
+    s.store.process.send_signal(SIGSTOP)
+    end_of_frost.start()
+    end_of_frost.join()
+
+
 @pytest.mark.row(9, "store stopped and started under load")
 def test_the_store_restarts(scene: Make) -> None:
     with scene() as s:
@@ -65,11 +74,7 @@ def test_the_store_freezes(scene: Make, seconds: int) -> None:
         with s.load():
             s.send(2_000)
             s.moving(50)
-            assert s.store.process
-            end_of_frost = Timer(seconds, s.store.process.send_signal, [SIGCONT])
-            s.store.process.send_signal(SIGSTOP)
-            end_of_frost.start()
-            end_of_frost.join()
+            freeze_store(s, seconds)
             s.moving(50)
         s.check()
         assert s.balance().dropped["duplicate"] > 0, "the producer's repetitions are known"
@@ -89,11 +94,7 @@ def test_the_store_freezes_for_several(scene: Make) -> None:
         for project in projects:
             s.send(200, project)
         s.moving(50)
-        assert s.store.process
-        end_of_frost = Timer(14, s.store.process.send_signal, [SIGCONT])
-        s.store.process.send_signal(SIGSTOP)
-        end_of_frost.start()
-        end_of_frost.join()
+        freeze_store(s, 14)
         s.moving(50)
         s.check()
 
