@@ -16,7 +16,6 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 GROUP = "drain"
 UNSHARDED = "onward:intake"
 OWNERS = "onward:owners"
-TICK = "onward:tick"
 RECORDING = "onward:recording"
 KEEPING = "onward:keeping"
 KEEPING_MS = 60_000  # a keeper that hangs keeps others out for so long
@@ -116,14 +115,16 @@ def shard_of(project_id: str, shards: int) -> int:
 
 # Goes before the scripts that need the lease. KEYS: lease, committed. ARGV: token, ms of the lease,
 # number of the last commit we know to be written.
-# One that lapsed while the store was away is still ours if nobody has taken it since, and the store
-# has not gone back to an older copy: what we have in hand need not be sent again.
+# One that lapsed while the store was away is still ours if nobody has taken it since: what we have
+# in hand need not be sent again. Where the store has gone back to an older copy, it is not what we
+# have in hand, and even a lease that stands is lost.
 _LEASE = """
 local function ours()
   local holder = redis.call('GET', KEYS[1])
-  if holder then return holder == ARGV[1] end
-  if redis.pcall('HGET', KEYS[2], 'taker') ~= ARGV[1] then return false end
-  return (tonumber(redis.call('HGET', KEYS[2], 'number')) or -1) >= tonumber(ARGV[3])
+  if (holder or redis.pcall('HGET', KEYS[2], 'taker')) ~= ARGV[1] then return false end
+  local number = redis.pcall('HGET', KEYS[2], 'number')
+  if type(number) == 'table' then return true end -- no hash: whoever writes to it says so
+  return (tonumber(number) or 0) >= tonumber(ARGV[3])
 end
 local function lengthen()
   if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then -- a first write that a full server allows
@@ -181,10 +182,11 @@ local is = redis.call('TYPE', KEYS[2]).ok
 if is ~= 'stream' and is ~= 'none' then
   return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is a ' .. is .. ', not a stream')
 end
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end -- our own is what we lost with an older copy
 redis.call('DEL', KEYS[1]) -- a first write that a full server allows
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-redis.pcall('HSET', KEYS[3], 'taker', ARGV[1], 'number', 0)
+if not holder then redis.pcall('HSET', KEYS[3], 'taker', ARGV[1], 'number', 0) end
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
 return 1
 """

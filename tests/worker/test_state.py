@@ -107,13 +107,25 @@ async def test_a_lapsed_lease_is_ours_until_somebody_takes_it(state: State, redi
     assert not await redis.exists(KEYS.lease)
 
 
-async def test_a_lapsed_lease_is_lost_where_the_store_went_back(state: State, redis: Any) -> None:
+@pytest.mark.parametrize("lapsed", [True, False])
+async def test_a_lease_is_lost_where_the_store_went_back(
+    state: State, redis: Any, lapsed: bool
+) -> None:
     entry = await read_one(redis)
     await commit(state, 6, moves(entry))
-    await redis.delete(KEYS.lease)
+    if lapsed:
+        await redis.delete(KEYS.lease)
     assert await state.renew([(KEYS, 7)], "me") == [False]
     assert isinstance((await state.commit("me", [(KEYS, 7, 8, moves(b""))]))[0], LeaseLost)
     assert await state.renew([(KEYS, 6)], "me") == [True]
+
+
+async def test_a_lease_of_our_own_is_taken_anew(state: State, redis: Any) -> None:
+    await commit(state, 6, moves(await read_one(redis)))
+    assert await state.take(KEYS, "me", NEVER)
+    assert await state.renew([(KEYS, 7)], "me") == [False], "the commits it stands for are the same"
+    assert await state.renew([(KEYS, 6)], "me") == [True]
+    assert not await state.take(KEYS, "another", NEVER)
 
 
 async def test_a_copy_of_a_commit_that_comes_late_is_not_written(state: State, redis: Any) -> None:
