@@ -219,10 +219,11 @@ def test_replayed_letters_are_delivered_by_the_owner_and_by_the_next_one(tmp_pat
         list(replay(stack.redis, stack.engine, stack.settings.shards, ids[5:]))
         stack.worker()
         eventually(lambda: len(stack.taken()) == 10, why="the next owner finds the rest")
-        eventually(stack.settled, why="all recorded")
+        ended = {"rejected": 10, "delivered": 10}
+        eventually(lambda: stack.recorded(hook) == ended, why="all are recorded")
         assert stack.taken() == dict.fromkeys(sent, 1)
         (line,) = stack.balance().lines
         assert (line.accepted, line.waiting) == (20, 0)
-        assert line.ended == {"rejected": 10, "delivered": 10}
+        assert line.ended == ended
         stack.publish(events(5, seed=2, project=PROJECT))
         eventually(lambda: len(stack.taken()) == 15, why="the lane is clear again")
