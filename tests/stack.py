@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -106,19 +106,19 @@ class Stack:
         if part not in self.parts:
             self.parts.append(part)
 
-    def worker(self, **environment: str) -> Part:
+    def worker(self, *, command: Sequence[str] = (), **environment: str) -> Part:
         """Start a worker and wait until it holds shards."""
-        part = self.begin(**environment)
+        part = self.begin(command=command, **environment)
         eventually(lambda: self.drains(part), 90, "the worker drains")
         return part
 
-    def begin(self, **environment: str) -> Part:
-        """Start a worker."""
+    def begin(self, *, command: Sequence[str] = (), **environment: str) -> Part:
+        """Start a worker, or what `command` makes of one."""
         values = {**self.environment, **environment}
         metrics = self.folder / f"metrics-{len(self.workers)}"
         metrics.mkdir()
         values["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        part = Part(f"worker-{len(self.workers)}", onward("worker"), values)
+        part = Part(f"worker-{len(self.workers)}", list(command) or onward("worker"), values)
         self.workers.append(part)
         self.start(part)
         return part

@@ -1,6 +1,5 @@
 """Composition root: the settings of the environment → Celery, store, directory, transport."""
 
-import fcntl
 import gc
 import logging
 import os
@@ -8,19 +7,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import RawArray, RawValue
-from tempfile import TemporaryFile
 from typing import Any
 
+from billiard.process import current_process
 from celery import Celery, bootsteps
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery.signals import worker_process_init, worker_shutting_down
 from kombu.transport.redis import QoS as RedisQoS
 from sqlalchemy import Engine
 
-from worker import logs, metrics, servers, traces
+from worker import logs, servers, traces
 from worker.connection import losable
 from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
@@ -44,13 +43,14 @@ SOCKET: dict[str, Any] = {
     "retry_on_timeout": True,
 }
 COLLECT_AFTER = 20_000, 20, 50  # new objects; rounds of the youngest; rounds of the middle ones
-# Made by the parent before its children fork. `stopping`: leave your slice. `_slots`: pids of the
-# children that drain; one child more than slots is there for the recorder. No lock of theirs may
-# outlive a child that is killed: a file's lock ends with the process that has it.
+# Made by the parent before its children fork; no lock may outlive a child that is killed.
+# `stopping`: leave your slice. The rest by a child's place in the pool: its pid while it drains,
+# when its slice should end (monotonic), and whether the hint that follows is on its way.
 stopping = RawValue("b", 0)
-_slots: Any = RawArray("i", settings().concurrency)
-hints_taken = RawValue("L", 0)  # by children, drain's alone: they show that this worker consumes
-_slots_file = TemporaryFile()  # noqa: SIM115  as long as the process
+_draining: Any = RawArray("i", settings().concurrency)
+_ends: Any = RawArray("d", settings().concurrency)
+_followed: Any = RawArray("b", settings().concurrency)
+hints_taken = RawValue("L", 0)  # by children: it shows that this worker consumes
 LEAVE_SECONDS = 15  # a slice needs half of it to hand back what is in flight
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
 
@@ -120,7 +120,7 @@ def make_celery() -> Celery:
 
 
 class Ticking(bootsteps.StartStopStep):
-    """The threads of every worker's parent: hints, gauges, notices; and the word to stop.
+    """The threads of every worker's parent: hints, record, gauges, notices; the word to stop.
 
     It starts when the pool has forked: a child forked while a thread imports would wait for ever.
     """
@@ -131,11 +131,13 @@ class Ticking(bootsteps.StartStopStep):
         """Start ticking."""
         from worker.gauges import Gauges  # noqa: PLC0415  the children need none of it
         from worker.keeper import Keeper  # noqa: PLC0415
+        from worker.recorder import Recorder  # noqa: PLC0415
         from worker.ticker import Ticker  # noqa: PLC0415
 
+        traces.start(settings())
         gauges = Gauges(settings(), redis(), alive)
         keeper = Keeper(settings(), redis(), NODE, lambda: gauges.held)
-        self.threads = (Ticker(settings(), redis()), gauges, keeper)
+        self.threads = (Ticker(), Recorder(settings(), redis(), NODE), gauges, keeper)
         for thread in self.threads:
             thread.start()
 
@@ -148,36 +150,31 @@ class Ticking(bootsteps.StartStopStep):
     terminate = stop
 
 
-def free_slot() -> int | None:
-    """Take a place among the draining children of this worker; None where all are taken."""
-    with _changing_slots():
-        hints_taken.value += 1
-        for number, pid in enumerate(_slots):
-            if pid == 0 or not alive(pid):
-                _slots[number] = os.getpid()
-                return number
-    return None
-
-
-def leave_slot(number: int) -> None:
-    """Give the place back."""
-    with _changing_slots():
-        if _slots[number] == os.getpid():
-            _slots[number] = 0
-
-
 @contextmanager
-def _changing_slots() -> Iterator[None]:
-    fcntl.lockf(_slots_file, fcntl.LOCK_EX)
+def slice_until(end: float) -> Iterator[Callable[[], bool]]:
+    """Note that this child drains until `end` (monotonic); yield whether the next hint is there."""
+    place = current_process().index
+    hints_taken.value += 1
+    _ends[place], _followed[place], _draining[place] = end, 0, os.getpid()
     try:
-        yield
+        yield lambda: bool(_followed[place])
     finally:
-        fcntl.lockf(_slots_file, fcntl.LOCK_UN)
+        _draining[place] = 0
 
 
-def open_slots() -> int:
-    """Return how many more children of this worker could drain."""
-    return sum(pid == 0 or not alive(pid) for pid in list(_slots))
+def hints_wanted() -> list[int]:
+    """Return the places in the pool that need a hint: nobody drains there, or not much longer."""
+    now = time.monotonic()
+    return [
+        place
+        for place, pid in enumerate(_draining)
+        if pid == 0 or not alive(pid) or (now >= _ends[place] and not _followed[place])
+    ]
+
+
+def hinted(place: int) -> None:
+    """Note that a hint for this place is on its way."""
+    _followed[place] = 1
 
 
 def alive(pid: int) -> bool:
@@ -214,13 +211,6 @@ def _after_fork(**_: Any) -> None:
     logs.configure(settings())
     traces.start(settings())
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
-
-
-@worker_process_shutdown.connect
-def _last_words(pid: int, **_: Any) -> None:
-    traces.stop()
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        metrics.process_died(pid)
 
 
 def _watch(parent: int) -> None:

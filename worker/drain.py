@@ -1,7 +1,7 @@
 """The loop under leases: whose shard is whose, what is done how often, and leaving.
 
-One event loop per process. A slice ends when its time is up or the service stops; what is then
-still in flight gets a short grace and is handed back through the lane.
+One event loop per process. It is kept from slice to slice, so that nobody waits while they change.
+When it leaves, what is still in flight gets a short grace and is handed back through the lane.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ NOTICE_SECONDS = 2.0
 
 
 class Drain:
-    """Drains its share of the free shards until `until` (monotonic) or `stopping()`."""
+    """Drains its share of the free shards, a slice at a time, from `open` to `leave`."""
 
     def __init__(
         self,
@@ -74,6 +74,8 @@ class Drain:
         self.beat = time.monotonic()  # for the watchdog
         self.leaving = False
         self._openings: set[asyncio.Task[None]] = set()
+        self._jobs: list[asyncio.Task[None]] = []
+        self._taking = asyncio.Lock()  # held while shards are taken
         self._directory_seen = 0.0
         self.router = Router(self.dispatcher)
         self.committer = Committer(state, self.dispatcher, self.token, self._lost)
@@ -81,9 +83,17 @@ class Drain:
         self.takeover = Takeover(self.reader, stopping)
 
     async def run(self, until: float) -> None:
-        """Drain until it is time; release everything at the end."""
+        """Drain until then (monotonic); release everything at the end."""
+        await self.open()
+        try:
+            await self.slice(lambda: time.monotonic() >= until)
+        finally:
+            await self.leave()
+
+    async def open(self) -> None:
+        """Take the store's time, and begin what is done again and again."""
         await self._renew()
-        jobs = [
+        self._jobs = [
             asyncio.create_task(self._every(seconds, work))
             for seconds, work in (
                 (FLUSH_SECONDS, self._flush),
@@ -95,19 +105,19 @@ class Drain:
                 (EXPIRE_SECONDS, self.dispatcher.expire),
             )
         ]
-        try:
-            while time.monotonic() < until and not self.stopping():
-                if await self._may_read():
-                    await self.reader.turn(self.shards)
-                else:
-                    await asyncio.sleep(IDLE_SECONDS)
-        finally:
-            await self._leave()
-            while jobs:  # the client of Redis loses a cancellation now and then
-                for job in jobs:
-                    job.cancel()
-                jobs = list((await asyncio.wait(jobs, timeout=1))[1])
-            metrics.publish()
+
+    async def slice(self, over: Callable[[], bool]) -> None:
+        """Read and deliver until `over()` or `stopping()`; raise RuntimeError if a job has ended.
+
+        What is in flight stays so: the next slice is to follow at once, or `leave`.
+        """
+        while not (over() or self.stopping()):
+            if any(job.done() for job in self._jobs):
+                raise RuntimeError("what is done again and again in the delivery loop has ended")
+            if await self._may_read():
+                await self.reader.turn(self.shards)
+            else:
+                await asyncio.sleep(IDLE_SECONDS)
 
     async def _every(self, seconds: float, work: Callable[[], Any]) -> None:
         while True:
@@ -166,19 +176,24 @@ class Drain:
         if self.leaving:
             return
         share = math.ceil(self.settings.shards / max(len(self.owners), 1))
-        for number in self._candidates() if self._takes() else ():
-            if len(self.shards) >= share:
-                break
-            keys = Keys(number)
-            if await self._take(keys):
-                shard = self.shards[number] = Shard(keys, opening=True)
-                self._openings.add(opening := asyncio.create_task(self._open(shard)))
-                opening.add_done_callback(self._openings.discard)
+        if self._takes():
+            async with self._taking:
+                await self._take_up_to(share)
         for shard in list(self.shards.values())[share:]:
             shard.leave(time.monotonic())
         for shard in [s for s in self.shards.values() if s.leaving]:
             if shard not in self.reader.reading:  # what that brings must not come too late
                 await self._give_back(shard)
+
+    async def _take_up_to(self, share: int) -> None:
+        for number in self._candidates():
+            if self.leaving or len(self.shards) >= share:
+                return
+            keys = Keys(number)
+            if await self._take(keys):
+                shard = self.shards[number] = Shard(keys, opening=True)
+                self._openings.add(opening := asyncio.create_task(self._open(shard)))
+                opening.add_done_callback(self._openings.discard)
 
     def _takes(self) -> bool:
         """Whether free shards are free: after the store was away their owners come first."""
@@ -250,13 +265,23 @@ class Drain:
         if not (self.dispatcher.requests or any(shard.dirty for shard in self.shards.values())):
             await asyncio.sleep(REST_SECONDS)
 
-    async def _leave(self) -> None:
+    async def leave(self) -> None:
         """Stop reading, let what is in flight land, hand the rest back, release the leases."""
+        try:
+            await self._hand_back()
+        finally:
+            while self._jobs:  # the client of Redis loses a cancellation now and then
+                for job in self._jobs:
+                    job.cancel()
+                self._jobs = list((await asyncio.wait(self._jobs, timeout=1))[1])
+            metrics.publish()
+
+    async def _hand_back(self) -> None:
         self.leaving = self.dispatcher.leaving = True
         with suppress(RedisError):
             await self.state.owners(self.token, 0)
         deadline = time.monotonic() + GRACE_SECONDS
-        while self.dispatcher.requests and time.monotonic() < deadline:  # noqa: ASYNC110  rare
+        while self._unfinished() and time.monotonic() < deadline:  # noqa: ASYNC110  rare
             await asyncio.sleep(BREATH_SECONDS)
         await self.dispatcher.cut_off()
         for shard in list(self.shards.values()):
@@ -265,6 +290,10 @@ class Drain:
             except RedisError as error:
                 told = "Shard %d could not be given back (%s); its lease will lapse"
                 log.warning(told, shard.keys.shard, error)
+
+    def _unfinished(self) -> bool:
+        """Whether anything is in flight, a lease that is to be given back among it."""
+        return self.dispatcher.requests > 0 or self._taking.locked()
 
     async def _give_back(self, shard: Shard, *, wait: bool = True) -> None:
         """Release a shard; its unsent entries are as if unread.

@@ -25,7 +25,8 @@ from pydantic import (
 
 from worker.servers import sentinels_of
 
-SLICE_SECONDS = 240  # a drain task's turn; a leaving one waits for what is in flight
+SLICE_SECONDS = 240  # a drain task's turn
+OVERTIME_SECONDS = 30  # and at most so much more, until the next one has its hint
 TASK_LIMIT_SECONDS = 300  # the pool kills a child beyond it
 VISIBILITY_SECONDS = 360  # Redis hands a hint out again after it
 STATE_FILE = "onward.json"

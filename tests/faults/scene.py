@@ -129,11 +129,17 @@ class Scene(Stack):
         with reading(self.engine) as connection:
             return list(connection.execute(select(DeadLetter.table().c.reason)).scalars())
 
+    def leases(self) -> list[bytes | None]:
+        """Return the token that holds each shard."""
+        redis: Any = self.redis
+        held: list[bytes | None] = redis.mget(
+            [Keys(number).lease for number in range(self.settings.shards)]
+        )
+        return held
+
     def owners(self) -> set[str]:
         """Return the ids of the processes that hold shards."""
-        redis: Any = self.redis
-        held = redis.mget([Keys(number).lease for number in range(self.settings.shards)])
-        return {token.decode().split(":")[1] if token else "nobody" for token in held}
+        return {token.decode().split(":")[1] if token else "nobody" for token in self.leases()}
 
     def take_away(self, *shards: int) -> None:
         """Let leases be lost, as if somebody else had taken them and died."""

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from worker import app, ticker, watchdog
-from worker.settings import load_settings
 from worker.ticker import Ticker
 from worker.watchdog import STUCK_SECONDS, is_stuck, watching
 
@@ -57,8 +56,8 @@ def test_nobody_watches_a_loop_that_is_over(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A worker of which one child should drain: `now`, `taken` hints, `slots`, `broker` there."""
-    found = SimpleNamespace(now=NOW, taken=0, slots=1, broker=True)
+    """A worker of which one child should drain: `now`, places that are `wanted`, `broker` there."""
+    found = SimpleNamespace(now=NOW, wanted=[0], broker=True)
 
     def hint() -> None:
         if not found.broker:
@@ -70,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(ticker, "time", SimpleNamespace(monotonic=lambda: found.now))
     monkeypatch.setattr(ticker, "hint_drain", hint)
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(app, "open_slots", lambda: found.slots)
+    monkeypatch.setattr(app, "hints_wanted", lambda: found.wanted)
     monkeypatch.setattr(app, "hints_taken", SimpleNamespace(value=0))
     return found
 
@@ -79,27 +78,27 @@ def steps(made: Ticker, clock: SimpleNamespace, seconds: float) -> None:
     for _ in range(int(seconds)):
         clock.now += 1
         try:
-            made._hint_drains()
+            made.step()
         except ConnectionError:
             continue
 
 
 def test_a_worker_whose_hints_nobody_takes_ends(clock: SimpleNamespace) -> None:
-    made = Ticker(load_settings({}), None)
+    made = Ticker()
     steps(made, clock, STUCK_SECONDS - 1)
     with pytest.raises(Ended):
         steps(made, clock, 2)
 
 
 def test_a_worker_that_consumes_goes_on(clock: SimpleNamespace) -> None:
-    made = Ticker(load_settings({}), None)
+    made = Ticker()
     for _ in range(3):  # its slices fail at once: no reason to end
         steps(made, clock, STUCK_SECONDS - 1)
         app.hints_taken.value += 1
     steps(made, clock, 1)
-    clock.slots = 0  # all drain
+    clock.wanted = []  # all drain
     steps(made, clock, 3 * STUCK_SECONDS)
-    clock.slots, clock.broker = 1, False  # nobody can be hinted
+    clock.wanted, clock.broker = [0], False  # nobody can be hinted
     steps(made, clock, 3 * STUCK_SECONDS)
     clock.broker = True
     steps(made, clock, STUCK_SECONDS - 1)

@@ -185,7 +185,7 @@ def _free(port: int) -> int:
 
 
 def worker() -> None:
-    """Run one worker: a Celery worker with a child per core that drains, and one that records."""
+    """Run one worker: a Celery worker with a child per core that drains."""
     import tempfile  # noqa: PLC0415  quick --help
 
     from worker import logs, metrics  # noqa: PLC0415
@@ -210,9 +210,9 @@ def worker() -> None:
             typer.echo(f"onward: no metrics are shown at {place}: {error.strerror}", err=True)
     running = app.celery.Worker(
         pool="prefork",
-        concurrency=settings.concurrency + 1,
+        concurrency=settings.concurrency,
         hostname=f"onward@{app.NODE}",
-        queues=["onward", app.drain_queue()],
+        queues=[app.drain_queue()],
         loglevel=settings.log_level.upper(),
         without_gossip=True,
         without_mingle=True,

@@ -1,0 +1,73 @@
+"""Slices that follow each other: a child's delivery loop goes on, or gives all back."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.scene import Make, Scene
+from tests.stack import eventually, free_port
+from worker.supervisor import Part, valkey, wait_for_redis
+
+pytestmark = pytest.mark.processes
+HASTY = [sys.executable, "-m", "tests.faults.hasty"]
+
+
+def changed(s: Scene, worker: Part, more: int = 10) -> None:
+    """Wait until this worker has begun `more` slices than now."""
+
+    def begun() -> int:
+        return s.log(worker.name).count("A slice begins")
+
+    before = begun()
+    eventually(lambda: begun() >= before + more, 60, "slices follow each other")
+
+
+@pytest.mark.row("S", "slices change under load; one upstream slow")
+def test_leases_and_what_is_in_flight_outlast_a_slice(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a"), s.hook("b"), s.other("amplitude")
+        s.fault("slow", slug="amplitude", seconds=3)
+        worker = s.worker(command=HASTY)
+        eventually(lambda: "nobody" not in s.owners(), why="every shard is somebody's")
+        tokens = s.leases()
+        with s.load():
+            changed(s, worker)
+            assert s.leases() == tokens
+        s.check(duplicates=0, ordered=True)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S", "TERM while slices change, eight times")
+def test_told_to_leave_while_slices_change(scene: Make) -> None:
+    with scene() as s:
+        s.hook("a"), s.other("amplitude")
+        worker = s.worker(command=HASTY)
+        with s.load():
+            for _ in range(8):
+                changed(s, worker, 3)
+                s.stop(worker, seconds=15)
+                assert s.owners() == {"nobody"}
+                s.again(worker)
+        s.check(duplicates=0, ordered=True)
+
+
+@pytest.mark.slow
+@pytest.mark.row("S", "the broker is away at a slice's end, the store is not")
+def test_without_a_hint_all_is_given_back(scene: Make, tmp_path: Path) -> None:
+    with scene() as s:
+        port = free_port()
+        broker, url = valkey(tmp_path / "broker", port), f"redis://127.0.0.1:{port}/0"
+        s.start(broker)
+        wait_for_redis(url)
+        s.hook("a"), s.other("amplitude")
+        s.worker(command=HASTY, ONWARD_BROKER_URL=url)
+        with s.load():
+            s.moving(50)
+            assert broker.process
+            broker.process.terminate()
+            broker.process.wait()
+            eventually(lambda: s.owners() == {"nobody"}, 30, "its shards are free for others")
+            s.start(broker)
+            s.moving(50)
+        s.check(duplicates=0, ordered=True)

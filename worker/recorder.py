@@ -1,0 +1,84 @@
+"""The recorder of every worker's parent: of all workers, one at a time moves the journals.
+
+In a thread of its own: a database that hangs delays neither a hint nor a delivery.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from worker.record import record
+from worker.repeating import Repeating
+from worker.settings import WorkerSettings
+from worker.state import RECORDING, RECORDING_MS, Keys
+from worker.store.database import make_engine
+
+SECONDS = 0.5
+NICENESS = 5  # a third of what others get where all cores are taken
+
+
+class Recorder(Repeating):
+    """Records what is journalled. `node` names this worker among those that might."""
+
+    def __init__(self, settings: WorkerSettings, redis: Any, node: str) -> None:
+        super().__init__("recorder", SECONDS, first=SECONDS)
+        self.settings = settings
+        self.redis = redis
+        self.engine = make_engine(settings.database_url)
+        self._node = node
+
+    def step(self) -> None:
+        """Record what there is, if no other worker does or has just done."""
+        with self._turn() as ours:
+            if ours and self._has_journal():
+                self._record_aside()
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Say whether it is our turn; nobody else has one meanwhile, nor just after."""
+        mine = f"{self._node}:{time.monotonic_ns()}"
+        ours = bool(self.redis.set(RECORDING, mine, nx=True, px=RECORDING_MS))
+        try:
+            yield ours
+        finally:
+            if ours and self.redis.get(RECORDING) == mine.encode():
+                self.redis.pexpire(RECORDING, int(SECONDS * 900))
+
+    def _has_journal(self) -> bool:
+        pipe = self.redis.pipeline(transaction=False)
+        for number in range(self.settings.shards):
+            pipe.xlen(Keys(number).journal)
+            pipe.hlen(Keys(number).wanted)
+        counts = pipe.execute(raise_on_error=False)  # a spoilt key must not keep the others
+        return any(count for count in counts if isinstance(count, int))
+
+    def _record_aside(self) -> None:
+        """Record in a thread that ends with it: the niceness it may take cannot be taken back."""
+        done: Future[int] = Future()
+
+        def work() -> None:
+            try:
+                shards = self.settings.shards
+                done.set_result(record(self.redis, self.engine, shards, _stand_back))
+            except Exception as error:  # noqa: BLE001  told by who waits
+                done.set_exception(error)
+
+        threading.Thread(target=work, name="record", daemon=True).start()
+        done.result()
+
+
+def _stand_back() -> None:
+    """Let delivery go before this thread until it ends.
+
+    On Linux alone niceness is a thread's own; where a sandbox forbids the call, it records as any
+    other.
+    """
+    if sys.platform == "linux":
+        thread = os.PRIO_PROCESS, threading.get_native_id()
+        with suppress(PermissionError):
+            os.setpriority(*thread, max(os.getpriority(*thread), NICENESS))
