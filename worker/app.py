@@ -45,11 +45,11 @@ SOCKET: dict[str, Any] = {
 COLLECT_AFTER = 20_000, 20, 50  # new objects; rounds of the youngest; rounds of the middle ones
 # Made by the parent before its children fork; no lock may outlive a child that is killed.
 # `stopping`: leave your slice. The rest by a child's place in the pool: its pid while it drains,
-# when its slice should end (monotonic), and whether the hint that follows is on its way.
+# when its slice should end (monotonic), and of which slice, by its end, the next is hinted.
 stopping = RawValue("b", 0)
 _draining: Any = RawArray("i", settings().concurrency)
 _ends: Any = RawArray("d", settings().concurrency)
-_followed: Any = RawArray("b", settings().concurrency)
+_followed: Any = RawArray("d", settings().concurrency)
 hints_taken = RawValue("L", 0)  # by children: it shows that this worker consumes
 LEAVE_SECONDS = 15  # a slice needs half of it to hand back what is in flight
 NODE = f"{socket.gethostname()}-{os.getpid()}"  # the worker, also in its children
@@ -152,36 +152,39 @@ class Ticking(bootsteps.StartStopStep):
 
 @contextmanager
 def slice_until(end: float) -> Iterator[Callable[[], bool]]:
-    """Note that this child drains until `end` (monotonic); yield whether the next hint is there."""
+    """Note that this child drains until `end` (monotonic); yield whether the next is hinted."""
     place = current_process().index
     hints_taken.value += 1
-    _ends[place], _followed[place], _draining[place] = end, 0, os.getpid()
+    _ends[place], _draining[place] = end, os.getpid()
     try:
-        yield lambda: bool(_followed[place])
+        yield lambda: bool(_followed[place] == end)
     finally:
         _draining[place] = 0
 
 
-def hints_wanted() -> list[int]:
-    """Return the places in the pool that need a hint: nobody drains there, or not much longer."""
+def hints_wanted() -> dict[int, float]:
+    """Return the places in the pool that need a hint, and when the slice there ends or did.
+
+    Nobody drains there, or has done so for long enough.
+    """
     now = time.monotonic()
-    return [
-        place
+    return {
+        place: _ends[place]
         for place, pid in enumerate(_draining)
-        if pid == 0 or not alive(pid) or (now >= _ends[place] and not _followed[place])
-    ]
+        if pid == 0 or not alive(pid) or (now >= _ends[place] and _followed[place] != _ends[place])
+    }
 
 
-def hinted(place: int) -> None:
-    """Note that a hint for this place is on its way."""
-    _followed[place] = 1
+def hinted(place: int, end: float) -> None:
+    """Note that the slice after the one that ends then has its hint."""
+    _followed[place] = end
 
 
 def alive(pid: int) -> bool:
     """Whether there is such a process."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # another's: not one of ours
         return False
     return True
 

@@ -1,4 +1,8 @@
-"""A child's delivery loop, kept from slice to slice: nobody waits while Celery's tasks change."""
+"""A child's delivery loop, kept from slice to slice: nobody waits while Celery's tasks change.
+
+Between two slices it stands still, for milliseconds. Should a hint that was published be lost, its
+leases lapse, and others take its shards: as from a process that is frozen.
+"""
 
 import asyncio
 import gc
@@ -79,9 +83,9 @@ class Child:
         """Give all back, and end the loop if there is one."""
         if self._runner is None:
             return
+        runner, self._runner, self._loop = self._runner, None, None
         try:
-            self._runner.run(self._closing.aclose())
+            runner.run(self._closing.aclose())
         finally:
-            self._runner.close()
-            self._runner = self._loop = None
+            runner.close()
             gc.collect()  # a loop and all its connections: else the next one's come on top

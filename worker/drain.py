@@ -19,6 +19,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError, ResponseError
 
 from worker import metrics
+from worker.away import AWAY
 from worker.clock import StoreClock
 from worker.committer import Committer
 from worker.directory import Directory
@@ -111,7 +112,7 @@ class Drain:
 
         What is in flight stays so: the next slice is to follow at once, or `leave`.
         """
-        while not (over() or self.stopping()):
+        while not (over() or self.stopping() or self.leaving):
             if any(job.done() for job in self._jobs):
                 raise RuntimeError("what is done again and again in the delivery loop has ended")
             if await self._may_read():
@@ -214,6 +215,8 @@ class Drain:
         return [number for number in numbers if number not in self.shards]
 
     def _lost(self, shard: Shard) -> None:
+        if shard.lost:
+            return
         log.warning(
             "Lost the lease of shard %d; what was in flight may be sent again", shard.keys.shard
         )
@@ -231,9 +234,9 @@ class Drain:
                 "Shard %d could not be taken over (%s); giving it back",
                 shard.keys.shard, error, exc_info=not known,
             )  # fmt: skip
-            self._lost(shard)
             with suppress(RedisError):
                 await self.state.release(shard.keys, self.token)
+            self._lost(shard)  # not before: it could be taken again, and that lease be released
             return
         shard.opening = False
         for pipeline in list(self.dispatcher.pipelines.values()):
@@ -287,9 +290,12 @@ class Drain:
         for shard in list(self.shards.values()):
             try:
                 await self._give_back(shard, wait=False)
+            except AWAY as error:
+                log.warning("Shards could not be given back (%s); their leases will lapse", error)
+                return
             except RedisError as error:
-                told = "Shard %d could not be given back (%s); its lease will lapse"
-                log.warning(told, shard.keys.shard, error)
+                why = "Shard %d could not be given back (%s); its lease will lapse"
+                log.warning(why, shard.keys.shard, error)
 
     def _unfinished(self) -> bool:
         """Whether anything is in flight, a lease that is to be given back among it."""

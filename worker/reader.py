@@ -120,8 +120,8 @@ class Reader:
             try:
                 await self.state.ensure_group(shard.keys.intake)
             except ResponseError:
-                self.lost(shard)
                 await self.state.release(shard.keys, self.token)
+                self.lost(shard)
         await self.state.ensure_group(UNSHARDED)
 
     async def _spread(self, entries: list[Any]) -> None:

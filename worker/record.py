@@ -1,6 +1,6 @@
 """Journal → database, in bulk and once; and the suspensions that are wanted.
 
-Blocking, in a task of its own: while the database is away the journal waits, and delivery goes on.
+Blocking: while the database is away the journal waits, and delivery goes on.
 """
 
 import logging

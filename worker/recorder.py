@@ -19,6 +19,8 @@ from worker.state import RECORDING, RECORDING_MS, Keys
 from worker.store.database import make_engine
 
 SECONDS = 0.5
+STATEMENT_SECONDS = 60.0  # PostgreSQL
+HUNG_SECONDS = 300.0  # then another thread tries
 NICENESS = 5  # a third of what others get where all cores are taken
 
 
@@ -29,7 +31,7 @@ class Recorder(Repeating):
         super().__init__("recorder", SECONDS, first=SECONDS)
         self.settings = settings
         self.redis = redis
-        self.engine = make_engine(settings.database_url)
+        self.engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
         self._node = node
 
     def step(self) -> None:
@@ -69,7 +71,7 @@ class Recorder(Repeating):
                 done.set_exception(error)
 
         threading.Thread(target=work, name="record", daemon=True).start()
-        done.result()
+        done.result(HUNG_SECONDS)
 
 
 def _stand_back() -> None:

@@ -1,6 +1,7 @@
 """A thread that does the same again and again, whatever happens.
 
-No process is forked while one is at it: the child would wait for ever for the locks it holds.
+Before a process is forked such threads end their steps, if they do so soon: the child would wait
+for ever for the locks they hold.
 """
 
 import logging

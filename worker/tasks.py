@@ -32,7 +32,9 @@ def hint_drain() -> None:
 
 @worker_process_shutdown.connect
 def _last_words(pid: int, **_: Any) -> None:
-    child.leave()
-    traces.stop()
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        metrics.process_died(pid)
+    try:
+        child.leave()
+    finally:
+        traces.stop()
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            metrics.process_died(pid)

@@ -29,9 +29,9 @@ class Ticker(Repeating):
             return
         unseen, self._seen = self._seen, time.monotonic()  # stays so where the broker is away
         wanted = app.hints_wanted()
-        for place in wanted:
+        for place, end in wanted.items():
             hint_drain()
-            app.hinted(place)
+            app.hinted(place, end)
         if wanted and app.hints_taken.value == self._taken:
             self._seen = unseen
         self._taken = app.hints_taken.value

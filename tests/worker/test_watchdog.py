@@ -57,7 +57,7 @@ def test_nobody_watches_a_loop_that_is_over(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A worker of which one child should drain: `now`, places that are `wanted`, `broker` there."""
-    found = SimpleNamespace(now=NOW, wanted=[0], broker=True)
+    found = SimpleNamespace(now=NOW, wanted={0: 0.0}, broker=True)
 
     def hint() -> None:
         if not found.broker:
@@ -96,9 +96,9 @@ def test_a_worker_that_consumes_goes_on(clock: SimpleNamespace) -> None:
         steps(made, clock, STUCK_SECONDS - 1)
         app.hints_taken.value += 1
     steps(made, clock, 1)
-    clock.wanted = []  # all drain
+    clock.wanted = {}  # all drain
     steps(made, clock, 3 * STUCK_SECONDS)
-    clock.wanted, clock.broker = [0], False  # nobody can be hinted
+    clock.wanted, clock.broker = {0: 0.0}, False  # nobody can be hinted
     steps(made, clock, 3 * STUCK_SECONDS)
     clock.broker = True
     steps(made, clock, STUCK_SECONDS - 1)
