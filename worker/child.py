@@ -48,6 +48,7 @@ class Child:
                 raise
             if app.stopping.value or not followed() or self._is_old():
                 self.leave()
+        gc.collect()  # connections that are no more, which nothing else collects before hours pass
 
     def _is_old(self) -> bool:
         return time.monotonic() > self._opened_at + LOOP_SECONDS
@@ -88,4 +89,3 @@ class Child:
             runner.run(self._closing.aclose())
         finally:
             runner.close()
-            gc.collect()  # a loop and all its connections: else the next one's come on top

@@ -143,6 +143,8 @@ class Drain:
         if self.directory.taken_at != self._directory_seen:
             self._directory_seen = self.directory.taken_at
             self.dispatcher.reconcile()
+        self.router.route_late()
+        self.dispatcher.offered()
         self.dispatcher.fire()
 
     async def _renew(self) -> None:

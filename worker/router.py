@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from worker.journal import Letter, Row
 from worker.shard import Entry, Shard
 
 A_TURN = 32  # events; then what came back meanwhile is seen to
+MOST_UNROUTED = 1_024  # events of 8 KB each
 _Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
 
 
@@ -28,6 +30,7 @@ class Router:
         self.state = dispatcher.state
         self.clock = dispatcher.clock
         self.progressed = time.monotonic()
+        self._unrouted: deque[tuple[float, Shard, _Read]] = deque()  # since when (monotonic)
 
     async def accept(self, arrived: Sequence[tuple[Shard, list[Any]]]) -> None:
         """Decode entries and hand them to their pipelines."""
@@ -38,7 +41,8 @@ class Router:
             if shard.lost:  # while it was asked whether they are the first
                 continue
             taken = 0
-            for entry_id, accepted, raw, event in found:
+            for one in found:
+                entry_id, accepted, raw, event = one
                 if entry_id in repeated:
                     metrics.event("duplicate")
                     shard.tallies["*", "duplicate"] += 1
@@ -47,7 +51,7 @@ class Router:
                     self._resume(shard, entry_id, accepted, raw, event)
                     taken += 1
                 else:
-                    taken += self._route(shard, entry_id, accepted, raw, event)
+                    taken += self._begin(shard, one)
             metrics.event("accepted", taken)
             routed += len(found)
             if routed >= A_TURN:
@@ -89,23 +93,52 @@ class Router:
             asked, self.settings.dedupe_seconds, int(self.clock.now_ms())
         )
 
-    def _route(
-        self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
-    ) -> bool:
-        """Return whether the entry is for anybody."""
-        targets = self.directory.targets(event.project_id, event.platform)
-        entry = Entry(entry_id, [integration.id for integration in targets], accepted)
+    def _begin(self, shard: Shard, read: _Read) -> bool:
+        """Return whether an entry is for anybody, as far as is known."""
+        entry_id, accepted, _, event = read
         if traces.on:
             traces.on.intake(event, accepted, self.clock.now_ms())
+        if self._unrouted:  # first those before it
+            self.route_late()
+        if self._route(shard, read):
+            return True
+        shard.entries[entry_id] = Entry(entry_id, [], accepted)
+        self._unrouted.append((time.monotonic(), shard, read))
+        self.directory.ask()
+        return False
+
+    def _route(self, shard: Shard, read: _Read) -> bool:
+        """Hand an entry to the pipelines of its project and store; False where there is none."""
+        entry_id, accepted, raw, event = read
+        targets = self.directory.targets(event.project_id, event.platform)
         if not targets:
-            metrics.event("unrouted")
-            shard.tallies["*", "unrouted"] += 1
-            shard.finish(entry)
             return False
+        entry = Entry(entry_id, [integration.id for integration in targets], accepted)
         shard.entries[entry_id] = entry
         for integration in targets:
             self.dispatcher.offer(shard, entry, integration, event, raw)
         return True
+
+    def route_late(self) -> None:
+        """Route the entries that seemed for nobody, once the configuration has been read since.
+
+        An integration may be younger than what we knew of it.
+        """
+        taken = 0
+        while self._unrouted and (
+            self._unrouted[0][0] < self.directory.holds_from or len(self._unrouted) > MOST_UNROUTED
+        ):
+            _, shard, read = self._unrouted.popleft()
+            if shard.lost:
+                continue
+            if self._route(shard, read):
+                taken += 1
+            else:
+                metrics.event("unrouted")
+                shard.tallies["*", "unrouted"] += 1
+                shard.finish(shard.entries[read[0]])
+        if taken:
+            metrics.event("accepted", taken)
 
     def _resume(
         self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event

@@ -1,6 +1,7 @@
 """What the delivery loop makes of an integration's row, and when it reads them."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,4 +105,23 @@ def test_all_is_read_where_something_changed_and_now_and_then(
     monkeypatch.setattr(directory, "WHOLE_SECONDS", 0)
     read.refresh()
     assert read.taken_at > seen
+    engine.dispose()
+
+
+def test_it_is_read_soon_where_somebody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "REFRESH_SECONDS", 600)
+    engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}")
+    upgrade(engine)
+    read = Directory(engine, RING, WORKER)
+    read.refresh()
+    read.start()
+    before = time.monotonic()
+    assert read.holds_from < before
+    read.ask()
+    while read.holds_from < before:
+        assert time.monotonic() < before + 60
+        time.sleep(0.01)
+    read.stop()
     engine.dispose()
