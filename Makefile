@@ -1,5 +1,6 @@
 # The commands people type. `make help` lists them.
 PY := .venv/bin/python
+PYTHON ?= $(shell python3 ops/choose_python.py)
 UV := $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 LOCK := $(UV) pip compile -q pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
@@ -12,7 +13,7 @@ help:  ## list these commands
 install: .venv/.installed  ## set-up only; leaves .venv/bin/onward
 
 .venv/.installed: requirements.lock pyproject.toml
-	@test -x $(PY) || python3 -m venv .venv
+	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@test -x "$(UV)" || $(PY) -m pip install -q --disable-pip-version-check $$(grep -o '^uv==[^ ]*' requirements.lock)
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --require-hashes -r requirements.lock
 	@VIRTUAL_ENV=.venv $(UV) pip install -q --no-deps --no-build-isolation -e .

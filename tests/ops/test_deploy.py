@@ -2,6 +2,9 @@
 
 import configparser
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,22 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 LASTING = [name for name, one in SERVICES.items() if one.get("restart") != "no"]
 SETTINGS = {f"ONWARD_{name.upper()}" for name in WorkerSettings.model_fields}
 SECRET = re.compile(r"PASSWORD|SECRET_KEYS|ADMIN_KEY")
+
+
+# --- set-up -------------------------------------------------------------------------------------
+
+
+def test_an_interpreter_is_chosen_that_serves() -> None:
+    script = [sys.executable, str(OPS / "choose_python.py")]
+    chosen = subprocess.run(script, capture_output=True, check=True, text=True).stdout.strip()
+    serves = "import sys, venv; sys.exit(sys.version_info < (3, 11))"
+    assert subprocess.run([chosen, "-c", serves]).returncode == 0
+
+
+def test_what_is_no_interpreter_is_not_chosen() -> None:
+    seconds = runpy.run_path(str(OPS / "choose_python.py"))["seconds"]
+    assert seconds("/bin/false") == seconds("/nowhere/python3") == float("inf")
+    assert 0 < seconds(sys.executable) < float("inf")
 
 
 # --- compose ------------------------------------------------------------------------------------
