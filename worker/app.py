@@ -162,20 +162,22 @@ def slice_until(end: float) -> Iterator[Callable[[], bool]]:
         _draining[place] = 0
 
 
-def hints_wanted() -> dict[int, float]:
-    """Return the places in the pool that need a hint, and when the slice there ends or did.
+def idle_children() -> int:
+    """Return in how many places of the pool nobody drains."""
+    return sum(pid == 0 or not alive(pid) for pid in list(_draining))
 
-    Nobody drains there, or has done so for long enough.
-    """
+
+def ending_slices() -> list[tuple[int, float]]:
+    """Return the place and the end of each slice that should end, once the next has its hint."""
     now = time.monotonic()
-    return {
-        place: _ends[place]
+    return [
+        (place, _ends[place])
         for place, pid in enumerate(_draining)
-        if pid == 0 or not alive(pid) or (now >= _ends[place] and _followed[place] != _ends[place])
-    }
+        if pid and now >= _ends[place] and _followed[place] != _ends[place]
+    ]
 
 
-def hinted(place: int, end: float) -> None:
+def follow(place: int, end: float) -> None:
     """Note that the slice after the one that ends then has its hint."""
     _followed[place] = end
 

@@ -1,7 +1,7 @@
 """A child's delivery loop, kept from slice to slice: nobody waits while Celery's tasks change.
 
-Between two slices it stands still, for milliseconds. Should a hint that was published be lost, its
-leases lapse, and others take its shards: as from a process that is frozen.
+Between two slices it stands still, for milliseconds: the hint for the next one is in the parent's
+hands before a slice ends.
 """
 
 import asyncio

@@ -82,6 +82,8 @@ class Dispatcher:
             pipeline = Pipeline(integration, shard)
             pipeline.health = Health(probation=True) if integration.on_probation else WELL
             self.pipelines[integration.id] = pipeline
+        elif pipeline.integration is not integration:  # it is paused no more, perhaps
+            self._follow(pipeline, integration)
         return pipeline
 
     def offer(
@@ -453,19 +455,19 @@ class Dispatcher:
         """Follow the directory: settings changed, paused, deleted, re-activated."""
         for pipeline in list(self.pipelines.values()):
             present = self.directory.get(pipeline.integration.id)
-            if present is pipeline.integration:
-                continue
-            before = pipeline.integration
             if present is None:
                 self.pump(pipeline)
-                continue
-            pipeline.integration = present
-            if present.active == 0:
-                self.pump(pipeline)
-            elif present.active == 1 and not pipeline.held:
-                self._released(pipeline, before)
-            elif pipeline.held:
-                self.queue_to_lane(pipeline)
+            elif present is not pipeline.integration:
+                self._follow(pipeline, present)
+
+    def _follow(self, pipeline: Pipeline, present: Integration) -> None:
+        before, pipeline.integration = pipeline.integration, present
+        if present.active == 0:
+            self.pump(pipeline)
+        elif present.active == 1 and not pipeline.held:
+            self._released(pipeline, before)
+        elif pipeline.held:
+            self.queue_to_lane(pipeline)
 
     def _released(self, pipeline: Pipeline, before: Integration) -> None:
         present = pipeline.integration

@@ -5,6 +5,8 @@ It asks no server but the broker: what does is done in threads of their own.
 
 import time
 
+from celery.worker import state
+
 from worker import app, watchdog
 from worker.repeating import Repeating
 from worker.tasks import hint_drain
@@ -24,15 +26,21 @@ class Ticker(Repeating):
         self._seen = time.monotonic()  # that hints are taken, or that none need be
 
     def step(self) -> None:
-        """Hint to the children that do not drain, or not much longer."""
+        """Hint to the children that do not drain, or not much longer.
+
+        A slice may end once the next one's hint is in this parent's hands: neither the broker nor a
+        consumer that hangs can then keep its child standing still.
+        """
         if app.stopping.value:
             return
         unseen, self._seen = self._seen, time.monotonic()  # stays so where the broker is away
-        wanted = app.hints_wanted()
-        for place, end in wanted.items():
+        idle, ending = app.idle_children(), app.ending_slices()
+        at_hand = len(state.reserved_requests) - len(state.active_requests) - idle
+        for place, end in ending[: max(at_hand, 0)]:
+            app.follow(place, end)
+        for _ in range(idle + len(ending[max(at_hand, 0) :])):
             hint_drain()
-            app.hinted(place, end)
-        if wanted and app.hints_taken.value == self._taken:
+        if (idle or ending) and app.hints_taken.value == self._taken:
             self._seen = unseen
         self._taken = app.hints_taken.value
         if time.monotonic() - self._seen > watchdog.STUCK_SECONDS:

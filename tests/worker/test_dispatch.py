@@ -65,6 +65,15 @@ def test_among_others_each_has_a_share_and_one_is_left_for_the_next(
     assert dispatcher._allowed(active[0]) == dispatcher.settings.window // 64
 
 
+def test_an_event_comes_with_the_configuration_it_was_routed_by(dispatcher: Dispatcher) -> None:
+    shard, same = Shard(Keys(0)), {"id": "c9VdLs3H", "on_probation": False, "settings": None}
+    paused: Any = SimpleNamespace(active=0, epoch=1, **same)
+    active: Any = SimpleNamespace(active=1, epoch=2, **same)
+    before = dispatcher.pipeline_of(shard, paused)
+    assert dispatcher.pipeline_of(shard, active) is before
+    assert before.integration is active, "it would be skipped as one that is paused"
+
+
 def test_who_must_wait_has_no_share(dispatcher: Dispatcher) -> None:
     waits = failed(0)
     waits.lane_len, waits.due = 1, dispatcher.clock.now_ms() + 60_000

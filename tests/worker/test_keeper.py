@@ -205,7 +205,7 @@ def test_a_database_that_hangs_delays_no_hint(
     monkeypatch.setattr("worker.keeper.SECONDS", 0.01)
     monkeypatch.setattr(ticker, "SECONDS", 0.01)
     monkeypatch.setattr(ticker, "hint_drain", lambda: hints.append(time.monotonic()))
-    monkeypatch.setattr(app, "hints_wanted", lambda: {0: 0.0})
+    monkeypatch.setattr(app, "idle_children", lambda: 1)
     keeper, ticking = Keeper(settings, events_redis, "node-1"), ticker.Ticker()
     keeper.start()
     ticking.start()

@@ -54,14 +54,31 @@ def test_nobody_watches_a_loop_that_is_over(monkeypatch: pytest.MonkeyPatch) -> 
     assert codes == []
 
 
+class Received:
+    """The requests a consumer has: what drains, and what is at hand."""
+
+    def __init__(self, found: SimpleNamespace) -> None:
+        self.found = found
+
+    def __len__(self) -> int:
+        return 1 + int(self.found.at_hand)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A worker of which one child should drain: `now`, places that are `wanted`, `broker` there."""
-    found = SimpleNamespace(now=NOW, wanted={0: 0.0}, broker=True)
+    """A worker of which one child is idle: `now`, how many are `idle`, `broker` there.
+
+    `hints` were published, of which `at_hand` are received and not begun; slices are `ending`, and
+    those that were `followed` may end.
+    """
+    found = SimpleNamespace(
+        now=NOW, idle=1, broker=True, hints=0, at_hand=0, ending=[], followed=[]
+    )
 
     def hint() -> None:
         if not found.broker:
             raise ConnectionError
+        found.hints += 1
 
     def end(_code: int) -> None:
         raise Ended
@@ -69,7 +86,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(ticker, "time", SimpleNamespace(monotonic=lambda: found.now))
     monkeypatch.setattr(ticker, "hint_drain", hint)
     monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(app, "hints_wanted", lambda: found.wanted)
+    monkeypatch.setattr(app, "idle_children", lambda: found.idle)
+    monkeypatch.setattr(app, "ending_slices", lambda: found.ending)
+    monkeypatch.setattr(app, "follow", lambda place, end: found.followed.append((place, end)))
+    state = SimpleNamespace(active_requests={"one that drains"}, reserved_requests=Received(found))
+    monkeypatch.setattr(ticker, "state", state)
     monkeypatch.setattr(app, "hints_taken", SimpleNamespace(value=0))
     return found
 
@@ -96,9 +117,38 @@ def test_a_worker_that_consumes_goes_on(clock: SimpleNamespace) -> None:
         steps(made, clock, STUCK_SECONDS - 1)
         app.hints_taken.value += 1
     steps(made, clock, 1)
-    clock.wanted = {}  # all drain
+    clock.idle = 0  # all drain
     steps(made, clock, 3 * STUCK_SECONDS)
-    clock.wanted, clock.broker = {0: 0.0}, False  # nobody can be hinted
+    clock.idle, clock.broker = 1, False  # nobody can be hinted
     steps(made, clock, 3 * STUCK_SECONDS)
     clock.broker = True
     steps(made, clock, STUCK_SECONDS - 1)
+
+
+def test_a_slice_ends_when_the_next_hint_is_at_hand(clock: SimpleNamespace) -> None:
+    made = Ticker()
+    clock.idle, clock.ending = 0, [(0, 240.0), (1, 241.0)]
+    steps(made, clock, 3)
+    assert (clock.hints, clock.followed) == (6, []), "published, and not received"
+    clock.at_hand = 1
+    steps(made, clock, 1)
+    assert (clock.hints, clock.followed) == (7, [(0, 240.0)])
+
+
+def test_what_an_idle_child_takes_is_no_hint_for_a_slice(clock: SimpleNamespace) -> None:
+    made = Ticker()
+    clock.idle, clock.at_hand, clock.ending = 1, 1, [(1, 240.0)]
+    steps(made, clock, 1)
+    assert (clock.hints, clock.followed) == (2, [])
+    clock.at_hand = 2
+    steps(made, clock, 1)
+    assert clock.followed == [(1, 240.0)]
+
+
+def test_a_consumer_that_hangs_ends_no_slice_and_then_its_worker(clock: SimpleNamespace) -> None:
+    made = Ticker()
+    clock.idle, clock.ending = 0, [(0, 240.0)]
+    steps(made, clock, STUCK_SECONDS - 1)
+    assert not clock.followed
+    with pytest.raises(Ended):
+        steps(made, clock, 2)
