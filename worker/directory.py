@@ -115,12 +115,11 @@ class Directory:
         began = time.monotonic()
         with reading(self._engine) as connection:
             version = config_version(connection)
-            now = time.monotonic()
-            anew = version != self._version or now - self.taken_at > WHOLE_SECONDS
+            anew = version != self._version or began - self.taken_at > WHOLE_SECONDS
             rows = config_rows(connection) if anew else ()
         if anew:
             self._take(rows)
-            self._version, self.taken_at = version, now
+            self._version, self.taken_at = version, began
         self.holds_from = began
         self.read_at = time.monotonic()
 

@@ -83,14 +83,6 @@ class Drain:
         self.reader = Reader(self.router, self.committer)
         self.takeover = Takeover(self.reader, stopping)
 
-    async def run(self, until: float) -> None:
-        """Drain until then (monotonic); release everything at the end."""
-        await self.open()
-        try:
-            await self.slice(lambda: time.monotonic() >= until)
-        finally:
-            await self.leave()
-
     async def open(self) -> None:
         """Take the store's time, and begin what is done again and again."""
         await self._renew()

@@ -42,13 +42,13 @@ class Router:
                 continue
             taken = 0
             for one in found:
-                entry_id, accepted, raw, event = one
+                entry_id = one[0]
                 if entry_id in repeated:
                     metrics.event("duplicate")
                     shard.tallies["*", "duplicate"] += 1
                     shard.ack(entry_id)
                 elif entry_id in shard.progress:
-                    self._resume(shard, entry_id, accepted, raw, event)
+                    self._resume(shard, one)
                     taken += 1
                 else:
                     taken += self._begin(shard, one)
@@ -140,10 +140,9 @@ class Router:
         if taken:
             metrics.event("accepted", taken)
 
-    def _resume(
-        self, shard: Shard, entry_id: bytes, accepted: int, raw: bytes, event: Event
-    ) -> None:
+    def _resume(self, shard: Shard, read: _Read) -> None:
         """Route an entry that somebody had begun with: its targets are fixed."""
+        entry_id, accepted, raw, event = read
         targets, done = shard.progress.pop(entry_id)
         entry = Entry(entry_id, targets, accepted, list(done), noted=True)
         left = [target for target in targets if target not in done]

@@ -35,10 +35,11 @@ class Ticker(Repeating):
             return
         unseen, self._seen = self._seen, time.monotonic()  # stays so where the broker is away
         idle, ending = app.idle_children(), app.ending_slices()
-        at_hand = len(state.reserved_requests) - len(state.active_requests) - idle
-        for place, end in ending[: max(at_hand, 0)]:
+        waiting = len(state.reserved_requests) - len(state.active_requests)
+        at_hand = max(waiting - idle, 0)
+        for place, end in ending[:at_hand]:
             app.follow(place, end)
-        for _ in range(idle + len(ending[max(at_hand, 0) :])):
+        for _ in range(idle + len(ending[at_hand:])):
             hint_drain()
         if (idle or ending) and app.hints_taken.value == self._taken:
             self._seen = unseen

@@ -3,9 +3,9 @@
 import asyncio
 import os
 import signal
-import time
 
 from providers.kit import Request, Response
+from tests.drained import drained
 from worker import app
 from worker.drain import Drain
 from worker.state import State
@@ -37,7 +37,7 @@ async def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     loop = Drain(settings, app.directory(), transport, State(redis), lambda: bool(stopped))
     try:
-        await loop.run(time.monotonic() + 60)
+        await drained(loop, 60)
     finally:
         await redis.aclose()
 

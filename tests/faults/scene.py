@@ -34,7 +34,7 @@ from worker.store.database import reading
 from worker.store.integrations import config_rows, delete
 from worker.store.models import AuditRow, DeadLetter, Delivery, Notification
 from worker.store.projects import create_project
-from worker.supervisor import Part, onward
+from worker.supervisor import Part, onward, valkey, wait_for_redis
 
 Event = dict[str, Any]
 WINDOW = 2 * 256 + 100  # in flight in two children, and outcomes not yet committed
@@ -140,6 +140,14 @@ class Scene(Stack):
     def owners(self) -> set[str]:
         """Return the ids of the processes that hold shards."""
         return {token.decode().split(":")[1] if token else "nobody" for token in self.leases()}
+
+    def broker(self, folder: Path) -> tuple[Part, str]:
+        """Start a Redis for hints alone; return it and its URL."""
+        port = free_port()
+        part, url = valkey(folder / "broker", port), f"redis://127.0.0.1:{port}/0"
+        self.start(part)
+        wait_for_redis(url)
+        return part, url
 
     def take_away(self, *shards: int) -> None:
         """Let leases be lost, as if somebody else had taken them and died."""

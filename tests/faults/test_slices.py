@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.scene import Make, Scene
-from tests.stack import eventually, free_port
-from worker.supervisor import Part, valkey, wait_for_redis
+from tests.stack import eventually
+from worker.supervisor import Part
 
 pytestmark = pytest.mark.processes
 HASTY = [sys.executable, "-m", "tests.faults.hasty"]
@@ -62,10 +62,7 @@ def test_told_to_leave_while_slices_change(scene: Make) -> None:
 @pytest.mark.row("S", "the broker is away at a slice's end, the store is not")
 def test_without_a_hint_all_is_given_back(scene: Make, tmp_path: Path) -> None:
     with scene() as s:
-        port = free_port()
-        broker, url = valkey(tmp_path / "broker", port), f"redis://127.0.0.1:{port}/0"
-        s.start(broker)
-        wait_for_redis(url)
+        broker, url = s.broker(tmp_path)
         s.hook("a"), s.other("amplitude")
         worker = s.worker(command=HASTY, ONWARD_BROKER_URL=url)
         with s.load():

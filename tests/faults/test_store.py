@@ -170,10 +170,7 @@ def test_a_full_store_drains_itself(scene: Make, tmp_path: Path, broker: str) ->
     with scene({"ONWARD_WINDOW": "64"}) as s:
         changed = {}
         if broker == "apart":
-            port = free_port()
-            s.start(valkey(tmp_path / "broker", port))
-            changed["ONWARD_BROKER_URL"] = f"redis://127.0.0.1:{port}/0"
-            wait_for_redis(changed["ONWARD_BROKER_URL"])
+            _, changed["ONWARD_BROKER_URL"] = s.broker(tmp_path)
         s.hook("a"), s.hook("b")
         s.fault("slow", slug="webhooks", seconds=0.2)
         worker, api = s.worker(**changed), s.api()

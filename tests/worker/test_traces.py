@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
 
 from providers.kit import Request, Response
+from tests.drained import drained
 from worker import traces
 from worker.directory import Directory
 from worker.drain import Drain
@@ -82,7 +82,7 @@ def deliver(redis: Any, engine: Engine) -> None:
                 )
 
             loop = Drain(settings, directory, Upstream(), State(client), done)
-            await loop.run(time.monotonic() + 30)
+            await drained(loop, 30)
 
     asyncio.run(drain())
     record(redis, engine, 1)

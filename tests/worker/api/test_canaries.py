@@ -7,7 +7,6 @@ every form, answer deliveries in the worker's own loop; then all that can be see
 import asyncio
 import gc
 import logging
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
 
 from providers.kit import InvalidSettings, Request, Response, dump_text, read_settings
+from tests.drained import drained
 from tests.worker.api.conftest import ADMIN_KEY, Project
 from tests.worker.canaries import forms, needles, planted, secrets_of, values
 from worker import metrics, trial
@@ -170,7 +170,7 @@ class Worker:
             done = partial(asked.issubset, self.echo.called)
             drain = Drain(self.settings, directory, self.echo, State(redis), done)
             async with asyncio.timeout(60):
-                await drain.run(time.monotonic() + 20)
+                await drained(drain, 20)
 
     def dump(self) -> str:
         """Return all that Redis holds."""
