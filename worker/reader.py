@@ -62,22 +62,19 @@ class Reader:
 
     async def _read(self, shards: Sequence[Shard]) -> None:
         names = {shard.keys.intake.encode(): shard for shard in shards}
-        streams: dict[Any, Any] = dict.fromkeys(names, ">")
+        streams = [shard.keys.intake for shard in shards]
         if any(shard.keys.shard == 0 for shard in shards):
-            streams[UNSHARDED] = ">"
+            streams.append(UNSHARDED)
         if not streams:
             await asyncio.sleep(IDLE_SECONDS)
             return
         self.reading = shards
         count = max(READ // self._fruitful, 1)
         try:
-            reply = await self.state.reader.xreadgroup(
-                GROUP, self.token, streams, count=count, block=BLOCK_MS
-            )
+            arrived = await self.state.read(streams, self.token, count, BLOCK_MS)
         finally:
             self.reading = ()
         self._next = time.monotonic() + GATHER_SECONDS
-        arrived = dict(reply or ())
         if any(len(entries) == count for entries in arrived.values()):
             self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
         else:  # all was read: soon there may be a burst in every stream

@@ -7,9 +7,10 @@ from itertools import count
 
 import msgspec
 
+from worker.connection import Command
 from worker.journal import PAGE, Page, pack
 from worker.pipeline import Delivery
-from worker.state import Command, Commit, Keys, tally_commands
+from worker.state import Commit, Keys, tally_commands
 
 _encode = msgspec.msgpack.Encoder().encode
 _progress = msgspec.msgpack.Decoder(tuple[list[str], list[str]])

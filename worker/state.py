@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from worker.connection import Command, Dedicated
+
 GROUP = "drain"
 UNSHARDED = "onward:intake"
 OWNERS = "onward:owners"
@@ -24,8 +26,7 @@ LEASE_MS = 10_000
 PIPE_DAYS = 7
 
 _encode = msgspec.msgpack.Encoder().encode
-Command: TypeAlias = tuple[str | bytes | int | float, ...]
-Call: TypeAlias = tuple[tuple[str, ...], tuple[Any, ...]]  # keys and arguments of a script
+Call: TypeAlias = tuple[Sequence[str], Sequence[Any]]  # keys and arguments of a script
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +300,8 @@ class State:
 
     def __init__(self, redis: Redis, reader: Redis | None = None) -> None:
         self.redis: Any = redis  # its stubs return every command's type for both protocols
-        self.reader: Any = reader or redis  # must not repeat a reading whose answer was lost
+        self._reading = Dedicated(reader or redis)  # must not repeat one whose answer was lost
+        self._looking, self._writing = Dedicated(redis), Dedicated(redis)
         self._commit = redis.register_script(_LEASE + _COMMIT)
         self._take = redis.register_script(_TAKE)
         self._renew = redis.register_script(_LEASE + _RENEW)
@@ -320,6 +322,16 @@ class State:
             args=[token, LEASE_MS, GROUP, int(until_ms)],
         )
         return bool(taken)
+
+    async def read(
+        self, streams: Sequence[str], token: str, count: int, block_ms: int
+    ) -> dict[bytes, list[Any]]:
+        """Return the new entries of each stream that has any, at most `count` of each."""
+        group = ("GROUP", GROUP, token, "COUNT", count, "BLOCK", block_ms)
+        new = (">",) * len(streams)
+        command: Command = ("XREADGROUP", *group, "STREAMS", *streams, *new)
+        (reply,) = _certain(await self._reading.ask(command))
+        return dict(reply or ())
 
     async def ensure_group(self, stream: str) -> None:
         """Create the stream's group at 0, never at `$`: what is there already counts."""
@@ -355,11 +367,8 @@ class State:
         One that lapsed and that nobody took is not lost.
         """
         calls = [((keys.lease, keys.committed), (token, LEASE_MS, last)) for keys, last in shards]
-        replies = await self._run(self._renew, calls)
-        for reply in replies:
-            if isinstance(reply, RedisError):
-                raise reply
-        return [bool(kept) for kept in replies]
+        replies = await self._run(self._looking, self._renew, calls)
+        return [bool(kept) for kept in _certain(replies)]
 
     async def release(self, keys: Keys, token: str) -> None:
         """Give the lease up, if it is still ours."""
@@ -381,7 +390,7 @@ class State:
             )
             for keys, last, number, commit in commits
         ]
-        replies = await self._run(self._commit, calls)
+        replies = await self._run(self._writing, self._commit, calls)
         return [LeaseLost() if reply is None else reply for reply in replies]
 
     async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, bytes]]:
@@ -417,25 +426,33 @@ class State:
         answers: Sequence[Any] = ()
         if asked:
             args: list[int | bytes] = [2 * seconds, *(_encode(ids) for _, ids in asked)]
-            answers = await self._repeated(keys=seen, args=args)
+            replies = await self._run(self._looking, self._repeated, [(seen, args)])
+            answers = _certain(replies)[0]
         found = iter(answers)
         return [set(next(found)) if ids else set() for _, ids in read]
 
-    async def _run(self, script: AsyncScript, calls: Sequence[Call]) -> list[Any]:
+    async def _run(
+        self, connection: Dedicated, script: AsyncScript, calls: Sequence[Call]
+    ) -> list[Any]:
         """Return the answers, errors among them, of calls of a script, in one round trip."""
-        replies = await self._run_once(script, calls)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            await self.redis.script_load(script.script)
-            replies = await self._run_once(script, calls)
-        return replies
-
-    async def _run_once(self, script: AsyncScript, calls: Sequence[Call]) -> list[Any]:
         if not calls:
             return []
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for keys, arguments in calls:
-                pipe.evalsha(script.sha, len(keys), *keys, *arguments)
-            return list(await pipe.execute(raise_on_error=False))
+        commands: list[Command] = [
+            ("EVALSHA", script.sha, len(keys), *keys, *arguments) for keys, arguments in calls
+        ]
+        replies = await connection.ask(*commands)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self.redis.script_load(script.script)
+            replies = await connection.ask(*commands)
+        return replies
+
+
+def _certain(replies: list[Any]) -> list[Any]:
+    """Return the replies; raise the first error among them."""
+    for reply in replies:
+        if isinstance(reply, RedisError):
+            raise reply
+    return replies
 
 
 def tally_commands(keys: Keys, tallies: dict[tuple[str, str], int]) -> Iterable[Command]:
