@@ -91,7 +91,6 @@ def make_celery() -> Celery:
         task_ignore_result=True,
         result_backend=None,
         task_acks_late=False,
-        task_default_queue="onward",
         task_time_limit=TASK_LIMIT_SECONDS,
         worker_prefetch_multiplier=1,
         worker_max_tasks_per_child=500,
@@ -177,8 +176,8 @@ def ending_slices() -> list[tuple[int, float]]:
     ]
 
 
-def follow(place: int, end: float) -> None:
-    """Note that the slice after the one that ends then has its hint."""
+def let_end(place: int, end: float) -> None:
+    """Let the slice end that is over then: the next one has its hint."""
     _followed[place] = end
 
 

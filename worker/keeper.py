@@ -21,6 +21,7 @@ from worker.state import KEEPING, KEEPING_MS, Keys, shard_of
 from worker.store import integrations, notifications
 from worker.store.database import make_engine, now, reading
 from worker.store.deliveries import prune
+from worker.turn import Turn
 
 SECONDS = 2.0
 LOOK_SECONDS = 10.0
@@ -49,37 +50,31 @@ class Keeper(Repeating):
         self.engine: Engine = make_engine(
             settings.database_url, statement_seconds=STATEMENT_SECONDS
         )
-        self._node = node
+        self._turn = Turn(redis, KEEPING, node, KEEPING_MS)
         self._held = held
         self._looked = 0.0
         self._pruned = time.monotonic()
 
     def step(self) -> None:
         """Do what is due, if no other worker is at it."""
-        if not self.redis.set(KEEPING, self._node, nx=True, px=KEEPING_MS):
+        if not self._turn.take():
             return
         try:
             if self._due("_looked", LOOK_SECONDS):
                 self.look()
-            send_notices(self.engine, self.settings, self._ours)
+            send_notices(self.engine, self.settings, self._turn.keep)
             if self._due("_pruned", PRUNE_SECONDS):
                 oldest = now() - timedelta(days=self.settings.deliveries_days)
                 prune(self.engine, oldest, now())
                 notifications.forget(self.engine, oldest)
         finally:
-            if self._ours():
-                self.redis.delete(KEEPING)
+            self._turn.end()
 
     def _due(self, name: str, seconds: float) -> bool:
         if time.monotonic() - getattr(self, name) < seconds:
             return False
         setattr(self, name, time.monotonic())
         return True
-
-    def _ours(self) -> bool:
-        """Whether no other worker has taken over, as one does from a keeper that hangs."""
-        kept = self.redis.get(KEEPING) == self._node.encode()
-        return kept and bool(self.redis.pexpire(KEEPING, KEEPING_MS))
 
     def look(self) -> None:
         """Put into the outbox what nobody else noticed: begins and ends."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from worker import metrics, traces
 from worker.journal import PAGE, Page, Row, unpack
 from worker.registry import all_providers
-from worker.state import RECORDING, RECORDING_MS, Keys
+from worker.state import Keys
 from worker.store import integrations
 from worker.store.database import reading
 from worker.store.deliveries import last_recorded, record_shards
@@ -39,23 +39,23 @@ class _Wanted(msgspec.Struct):
 
 
 def record(
-    redis: Any, engine: Engine, shards: int, caught_up: Callable[[], object] = lambda: None
+    redis: Any, engine: Engine, shards: int, goes_on: Callable[[bool], object] = lambda _: None
 ) -> int:
     """Move every shard's journal to the database until it is empty; return the rows written.
 
-    `caught_up` is called when what is left is one transaction's.
+    `goes_on` is called before each transaction, with whether what is left is that one's.
 
     All go together, for a transaction costs as much as a hundred rows; where that fails, each goes
     by itself, so that a journal that is spoilt keeps no other back.
     """
     every = [Keys(number) for number in range(shards)]
     try:
-        written = _record_all(redis, engine, every, caught_up)
+        written = _record_all(redis, engine, every, goes_on)
     except SPOILT:
         written = 0
         for keys in every:
             try:
-                written += _record_all(redis, engine, [keys], caught_up)
+                written += _record_all(redis, engine, [keys], goes_on)
             except SPOILT:
                 told = "The journal of shard %d cannot be recorded; going on with others"
                 log.exception(told, keys.shard)
@@ -64,18 +64,17 @@ def record(
 
 
 def _record_all(
-    redis: Any, engine: Engine, shards: Sequence[Keys], caught_up: Callable[[], object]
+    redis: Any, engine: Engine, shards: Sequence[Keys], goes_on: Callable[[bool], object]
 ) -> int:
     written, more = 0, True
     while more:
-        rows, more = _record_some(redis, engine, shards, caught_up)
+        rows, more = _record_some(redis, engine, shards, goes_on)
         written += rows
-        redis.pexpire(RECORDING, RECORDING_MS)
     return written
 
 
 def _record_some(
-    redis: Any, engine: Engine, shards: Sequence[Keys], caught_up: Callable[[], object]
+    redis: Any, engine: Engine, shards: Sequence[Keys], goes_on: Callable[[bool], object]
 ) -> tuple[int, bool]:
     """Record the heads of the journals that hold something.
 
@@ -88,8 +87,8 @@ def _record_some(
         return 0, False
     with reading(engine) as connection:
         before = last_recorded(connection, [keys.shard for keys in filled])
-    if not (more := sum(lengths) > PAGES):
-        caught_up()
+    more = sum(lengths) > PAGES
+    goes_on(not more)
     most = max(PAGES // len(filled), 1) if more else max(lengths)
     after = {keys.journal: before.get(keys.shard, "0") for keys in filled}
     heads = {name.decode(): head for name, head in redis.xread(after, count=most)}

@@ -6,10 +6,8 @@ In a thread of its own: a database that hangs delays neither a hint nor a delive
 import os
 import sys
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from worker.record import record
@@ -17,6 +15,7 @@ from worker.repeating import Repeating
 from worker.settings import WorkerSettings
 from worker.state import RECORDING, RECORDING_MS, Keys
 from worker.store.database import make_engine
+from worker.turn import Turn
 
 SECONDS = 0.5
 STATEMENT_SECONDS = 60.0  # PostgreSQL
@@ -32,24 +31,17 @@ class Recorder(Repeating):
         self.settings = settings
         self.redis = redis
         self.engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
-        self._node = node
+        self._turn = Turn(redis, RECORDING, node, RECORDING_MS)
 
     def step(self) -> None:
         """Record what there is, if no other worker does or has just done."""
-        with self._turn() as ours:
-            if ours and self._has_journal():
-                self._record_aside()
-
-    @contextmanager
-    def _turn(self) -> Iterator[bool]:
-        """Say whether it is our turn; nobody else has one meanwhile, nor just after."""
-        mine = f"{self._node}:{time.monotonic_ns()}"
-        ours = bool(self.redis.set(RECORDING, mine, nx=True, px=RECORDING_MS))
+        if not self._turn.take():
+            return
         try:
-            yield ours
+            if self._has_journal():
+                self._record_aside()
         finally:
-            if ours and self.redis.get(RECORDING) == mine.encode():
-                self.redis.pexpire(RECORDING, int(SECONDS * 900))
+            self._turn.end(int(SECONDS * 900))
 
     def _has_journal(self) -> bool:
         pipe = self.redis.pipeline(transaction=False)
@@ -66,12 +58,17 @@ class Recorder(Repeating):
         def work() -> None:
             try:
                 shards = self.settings.shards
-                done.set_result(record(self.redis, self.engine, shards, _stand_back))
+                done.set_result(record(self.redis, self.engine, shards, self._goes_on))
             except Exception as error:  # noqa: BLE001  told by who waits
                 done.set_exception(error)
 
         threading.Thread(target=work, name="record", daemon=True).start()
         done.result(HUNG_SECONDS)
+
+    def _goes_on(self, is_last: bool) -> None:
+        self._turn.keep()
+        if is_last:
+            _stand_back()
 
 
 def _stand_back() -> None:

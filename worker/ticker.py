@@ -38,7 +38,7 @@ class Ticker(Repeating):
         waiting = len(state.reserved_requests) - len(state.active_requests)
         at_hand = max(waiting - idle, 0)
         for place, end in ending[:at_hand]:
-            app.follow(place, end)
+            app.let_end(place, end)
         for _ in range(idle + len(ending[at_hand:])):
             hint_drain()
         if (idle or ending) and app.hints_taken.value == self._taken:

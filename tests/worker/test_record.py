@@ -73,17 +73,17 @@ def test_a_spoilt_journal_keeps_no_other_back(
     assert rows(empty_database) == 2
 
 
-def test_who_records_is_told_when_little_is_left(
+def test_who_records_is_told_of_each_transaction_and_when_it_is_the_last(
     events_redis: Any, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.record.PAGES", 2)
     for event in "abcde":
         journal(events_redis, 0, event)
-    left: list[int] = []
+    told: list[tuple[bool, int]] = []
 
     record(
         events_redis, empty_database, SHARDS,
-        lambda: left.append(events_redis.xlen(Keys(0).journal)),
+        lambda is_last: told.append((is_last, events_redis.xlen(Keys(0).journal))),
     )  # fmt: skip
 
-    assert left == [1]
+    assert told == [(False, 5), (False, 3), (True, 1)]

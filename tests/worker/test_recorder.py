@@ -58,20 +58,6 @@ def test_a_turn_moves_what_there_is_and_leaves_some_time_to_come(
     assert recorded() == 2
 
 
-def test_a_turn_that_took_too_long_ends_nobody_elses(
-    recorders: list[Recorder], events_redis: Any
-) -> None:
-    one, other = recorders
-    with one._turn() as ours:
-        assert ours
-        events_redis.delete(RECORDING)  # as if it had lapsed
-        with other._turn() as theirs:
-            assert theirs
-            their = events_redis.get(RECORDING)
-        events_redis.set(RECORDING, their, px=60_000)
-    assert events_redis.pttl(RECORDING) > 450
-
-
 def test_what_cannot_be_recorded_stays(
     recorders: list[Recorder], events_redis: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
