@@ -42,7 +42,7 @@ SOCKET: dict[str, Any] = {
     "health_check_interval": 5,
     "retry_on_timeout": True,
 }
-COLLECT_AFTER = 1_000, 200, 100  # new objects; rounds of the youngest; rounds of the middle ones
+COLLECT_AFTER = 20_000, 20, 50  # new objects; rounds of the youngest; rounds of the middle ones
 # Made by the parent before its children fork; no lock may outlive a child that is killed.
 # `stopping`: leave your slice. The rest by a child's place in the pool: its pid while it drains,
 # when its slice should end (monotonic), and of which slice, by its end, the next is hinted.
@@ -205,7 +205,7 @@ def _after_fork(**_: Any) -> None:
     """Let a child make its own connections; only the parent minds the terminal's interrupt.
 
     What was imported is no garbage, and little of what the loop makes is cyclic: the collector
-    looks at that alone, and at little at a time: 20,000 objects kept events waiting for 6 ms.
+    looks seldom, and at that alone.
     """
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
