@@ -88,7 +88,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr(app, "idle_children", lambda: found.idle)
     monkeypatch.setattr(app, "ending_slices", lambda: found.ending)
-    monkeypatch.setattr(app, "follow", lambda place, end: found.followed.append((place, end)))
+    monkeypatch.setattr(app, "let_end", lambda place, end: found.followed.append((place, end)))
     state = SimpleNamespace(active_requests={"one that drains"}, reserved_requests=Received(found))
     monkeypatch.setattr(ticker, "state", state)
     monkeypatch.setattr(app, "hints_taken", SimpleNamespace(value=0))
