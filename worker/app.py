@@ -135,8 +135,8 @@ class Ticking(bootsteps.StartStopStep):
 
         traces.start(settings())
         gauges = Gauges(settings(), redis(), alive)
-        keeper = Keeper(settings(), redis(), NODE, lambda: gauges.held)
-        self.threads = (Ticker(), Recorder(settings(), redis(), NODE), gauges, keeper)
+        keeper = Keeper(settings(), redis(), lambda: gauges.held)
+        self.threads = (Ticker(), Recorder(settings(), redis()), gauges, keeper)
         for thread in self.threads:
             thread.start()
 

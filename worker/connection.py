@@ -73,8 +73,7 @@ class Dedicated:
         if not connection.is_connected or await connection.can_read():  # it has ended
             await self._disconnect()
             await connection.connect()
-        packed = [part for command in commands for part in connection.pack_command(*command)]
-        await connection.send_packed_command(packed, check_health=False)
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         return [await self._reply(command[0]) for command in commands]
 
     async def _reply(self, command: Any) -> Any:

@@ -32,16 +32,12 @@ NEAR_EVERY = timedelta(days=1)
 
 
 class Keeper(Repeating):
-    """Sends notices, looks for what to tell, prunes. `held` are the lanes that fill up.
-
-    `node` names this worker among those that might act.
-    """
+    """Sends notices, looks for what to tell, prunes. `held` are the lanes that fill up."""
 
     def __init__(
         self,
         settings: WorkerSettings,
         redis: Any,
-        node: str,
         held: Callable[[], Sequence[Held]] = list,
     ) -> None:
         super().__init__("keeper", SECONDS, first=SECONDS)
@@ -50,7 +46,7 @@ class Keeper(Repeating):
         self.engine: Engine = make_engine(
             settings.database_url, statement_seconds=STATEMENT_SECONDS
         )
-        self._turn = Turn(redis, KEEPING, node, KEEPING_MS)
+        self._turn = Turn(redis, KEEPING, KEEPING_MS)
         self._held = held
         self._looked = 0.0
         self._pruned = time.monotonic()

@@ -24,14 +24,14 @@ NICENESS = 5  # a third of what others get where all cores are taken
 
 
 class Recorder(Repeating):
-    """Records what is journalled. `node` names this worker among those that might."""
+    """Records what is journalled."""
 
-    def __init__(self, settings: WorkerSettings, redis: Any, node: str) -> None:
+    def __init__(self, settings: WorkerSettings, redis: Any) -> None:
         super().__init__("recorder", SECONDS, first=SECONDS)
         self.settings = settings
         self.redis = redis
         self.engine = make_engine(settings.database_url, statement_seconds=STATEMENT_SECONDS)
-        self._turn = Turn(redis, RECORDING, node, RECORDING_MS)
+        self._turn = Turn(redis, RECORDING, RECORDING_MS)
 
     def step(self) -> None:
         """Record what there is, if no other worker does or has just done."""

@@ -302,7 +302,7 @@ class State:
         self.redis: Any = redis  # its stubs return every command's type for both protocols
         self._reading = Dedicated(reader or redis)  # must not repeat one whose answer was lost
         self._looking, self._writing = Dedicated(redis), Dedicated(redis)
-        self._keeping = Dedicated(redis)  # leases: what else is asked may hang
+        self._renewing = Dedicated(redis)  # leases: what else is asked may hang
         self._commit = redis.register_script(_LEASE + _COMMIT)
         self._take = redis.register_script(_TAKE)
         self._renew = redis.register_script(_LEASE + _RENEW)
@@ -368,7 +368,7 @@ class State:
         One that lapsed and that nobody took is not lost.
         """
         calls = [((keys.lease, keys.committed), (token, LEASE_MS, last)) for keys, last in shards]
-        replies = await self._run(self._keeping, self._renew, calls)
+        replies = await self._run(self._renewing, self._renew, calls)
         return [bool(kept) for kept in _certain(replies)]
 
     async def release(self, keys: Keys, token: str) -> None:
@@ -428,7 +428,7 @@ class State:
         if asked:
             args: list[int | bytes] = [2 * seconds, *(_encode(ids) for _, ids in asked)]
             replies = await self._run(self._looking, self._repeated, [(seen, args)])
-            answers = _certain(replies)[0]
+            (answers,) = _certain(replies)
         found = iter(answers)
         return [set(next(found)) if ids else set() for _, ids in read]
 

@@ -58,7 +58,7 @@ def held() -> list[Held]:
 def keeper(
     settings: WorkerSettings, events_redis: Any, held: list[Held], pipeline: str
 ) -> Iterator[Keeper]:
-    made = Keeper(settings, events_redis, "node-1", lambda: held)
+    made = Keeper(settings, events_redis, lambda: held)
     yield made
     made.engine.dispose()
 
@@ -206,7 +206,7 @@ def test_a_database_that_hangs_delays_no_hint(
     monkeypatch.setattr(ticker, "SECONDS", 0.01)
     monkeypatch.setattr(ticker, "hint_drain", lambda: hints.append(time.monotonic()))
     monkeypatch.setattr(app, "idle_children", lambda: 1)
-    keeper, ticking = Keeper(settings, events_redis, "node-1"), ticker.Ticker()
+    keeper, ticking = Keeper(settings, events_redis), ticker.Ticker()
     keeper.start()
     ticking.start()
     try:

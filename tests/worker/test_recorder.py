@@ -20,7 +20,7 @@ SHARDS = 2
 def recorders(events_redis: Any, empty_database: Engine) -> Iterator[list[Recorder]]:
     """Those of two workers."""
     settings = load_settings({}, database_url=str(empty_database.url), shards=SHARDS)
-    made = [Recorder(settings, events_redis, node) for node in ("node-1", "node-2")]
+    made = [Recorder(settings, events_redis) for _ in range(2)]
     yield made
     for recorder in made:
         recorder.engine.dispose()

@@ -11,7 +11,7 @@ KEY, MS = "turn", 60_000
 
 @pytest.fixture
 def turns(events_redis: Any) -> list[Turn]:
-    return [Turn(events_redis, KEY, node, MS) for node in ("one", "other")]
+    return [Turn(events_redis, KEY, MS) for _ in range(2)]
 
 
 def test_one_at_a_time(turns: list[Turn], events_redis: Any) -> None:
