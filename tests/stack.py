@@ -17,6 +17,7 @@ import psutil
 from sqlalchemy import func, select
 
 from worker.audit import Balance, balance
+from worker.changing import changing
 from worker.intake import publish
 from worker.sample import integration
 from worker.servers import connect
@@ -143,18 +144,19 @@ class Stack:
     # --- what a user does -------------------------------------------------------------------
 
     def integration(self, slug: str = "webhooks", project: str = PROJECT, **changes: Any) -> str:
-        return integration(self.engine, self.settings, project, slug, f"Test {slug}", **changes)
+        with changing(self.engine, self.settings) as connection:
+            return integration(connection, self.settings, project, slug, f"Test {slug}", **changes)
 
     def settings_of(self, integration_id: str, values: dict[str, Any]) -> None:
         from worker.store.secrets import keyring_of
 
-        with self.engine.begin() as connection:
+        with changing(self.engine, self.settings) as connection:
             integrations.save_settings(
                 connection, integration_id, values, keyring_of(self.settings), actor="test"
             )
 
     def activate(self, integration_id: str, status: int = 1) -> None:
-        with self.engine.begin() as connection:
+        with changing(self.engine, self.settings) as connection:
             integrations.set_status(connection, integration_id, status, "test")
 
     def state(self, integration_id: str) -> Integration:

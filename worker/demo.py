@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import httpx
 
 from worker.audit import Balance, balance
+from worker.changing import changing
 from worker.intake import publish
 from worker.proof import record_faults, upstream_faults, users_out_of_order
 from worker.registry import all_providers
@@ -209,7 +210,8 @@ class Demo:
         """Wait until everything is up and a worker drains."""
         wait_for_http(f"{self.sandbox}/_sandbox/", STEP_SECONDS)
         self.until((self.folder / STATE_FILE).exists, "the service to start")
-        self.redis = connect(load_settings(self.environment).redis_url, protocol=2)
+        self.settings = load_settings(self.environment)  # of the service that runs now
+        self.redis = connect(self.settings.redis_url, protocol=2)
         self.until(lambda: self.redis.zcard(OWNERS), "a worker to take its shards")
 
     def close(self) -> None:
@@ -230,18 +232,18 @@ class Demo:
         """Make the project, with one integration of every slug that the sandbox plays."""
         with self.engine.begin() as connection:
             projects.create_project(connection, "Demo", project)
-        for slug, provider in all_providers().items():
-            if slug not in all_upstreams():
-                self.stage.say(f"The sandbox does not play {slug}: left out")
-                continue
-            store = "iOS" if "iOS" in provider.stores else provider.stores[0]
-            changes: dict[str, Any] = {}
-            if provider.needs_attribution:
-                changes["events"] = [name for name in NAMES if name != TOKENED]
-            self.stores[slug] = store
-            self.pipelines[slug] = integration(
-                self.engine, self.settings, project, slug, provider.title, store=store, **changes
-            )
+            for slug, provider in all_providers().items():
+                if slug not in all_upstreams():
+                    self.stage.say(f"The sandbox does not play {slug}: left out")
+                    continue
+                store = "iOS" if "iOS" in provider.stores else provider.stores[0]
+                changes: dict[str, Any] = {}
+                if provider.needs_attribution:
+                    changes["events"] = [name for name in NAMES if name != TOKENED]
+                self.stores[slug] = store
+                self.pipelines[slug] = integration(
+                    connection, self.settings, project, slug, provider.title, store=store, **changes
+                )
 
     def run(self, count: int) -> None:
         """Play it."""
@@ -264,7 +266,7 @@ class Demo:
         self.until(lambda: self.settled(held), f"{held:,} events to be held")
         self.stage.say(f"4. The upstream is put right; {victim} is activated again")
         self.http.delete("/_sandbox/faults").raise_for_status()
-        with self.engine.begin() as connection:
+        with changing(self.engine, self.settings) as connection:
             integrations.set_status(connection, self.pipelines[victim], 1, "demo")
         self.until(self.settled, "the held events to arrive")
         self._check_order(victim)

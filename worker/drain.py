@@ -22,7 +22,7 @@ from worker import metrics
 from worker.away import AWAY
 from worker.clock import StoreClock
 from worker.committer import Committer
-from worker.directory import Directory
+from worker.directory import USABLE_SECONDS, Directory
 from worker.dispatch import Dispatcher
 from worker.reader import IDLE_SECONDS, Reader
 from worker.router import Router
@@ -86,6 +86,8 @@ class Drain:
     async def open(self) -> None:
         """Take the store's time, and begin what is done again and again."""
         await self._renew()
+        # what was told of before is known, or nothing is routed
+        self.state.hear_from(self.clock.now_ms() - 1000 * USABLE_SECONDS)
         self._jobs = [
             asyncio.create_task(self._every(seconds, work))
             for seconds, work in (

@@ -71,9 +71,10 @@ class Reader:
         self.reading = shards
         count = max(READ // self._fruitful, 1)
         try:
-            arrived = await self.state.read(streams, self.token, count, BLOCK_MS)
+            arrived, changed = await self.state.read(streams, self.token, count, BLOCK_MS)
         finally:
             self.reading = ()
+        self.router.changed(changed)
         self._next = time.monotonic() + GATHER_SECONDS
         if any(len(entries) == count for entries in arrived.values()):
             self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
@@ -106,6 +107,7 @@ class Reader:
                 for entry_id in ids[start : start + READ]:
                     pipe.xrange(keys.intake, entry_id, entry_id)
                 found = await pipe.execute()
+            await self.router.hear()
             await self.router.accept([(shard, [entry for entries in found for entry in entries])])
         if keys.shard == 0:
             await self.reclaim_unsharded()

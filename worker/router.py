@@ -17,7 +17,10 @@ from worker.shard import Entry, Shard
 
 A_TURN = 32  # events; then what came back meanwhile is seen to
 MOST_UNROUTED = 1_024  # events of 8 KB each
+CHANGED_SECONDS = 5.0  # a change is known after 2.3 at most; later the database is away
 _Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
+_Place: TypeAlias = tuple[str, str]  # project, store: what an integration gets events of
+_Waiting: TypeAlias = tuple[float, Shard, _Read]  # since when (monotonic)
 
 
 class Router:
@@ -30,7 +33,9 @@ class Router:
         self.state = dispatcher.state
         self.clock = dispatcher.clock
         self.progressed = time.monotonic()
-        self._unrouted: deque[tuple[float, Shard, _Read]] = deque()  # since when (monotonic)
+        self._changed: dict[str, float] = {}  # project → when we heard of it (monotonic)
+        self._unrouted: dict[_Place, deque[_Waiting]] = {}  # whose events wait; they do in order
+        self._waiting = 0  # so many in all
 
     async def accept(self, arrived: Sequence[tuple[Shard, list[Any]]]) -> None:
         """Decode entries and hand them to their pipelines."""
@@ -47,9 +52,6 @@ class Router:
                     metrics.event("duplicate")
                     shard.tallies["*", "duplicate"] += 1
                     shard.ack(entry_id)
-                elif entry_id in shard.progress:
-                    self._resume(shard, one)
-                    taken += 1
                 else:
                     taken += self._begin(shard, one)
             metrics.event("accepted", taken)
@@ -96,20 +98,27 @@ class Router:
     def _begin(self, shard: Shard, read: _Read) -> bool:
         """Return whether an entry is for anybody, as far as is known."""
         entry_id, accepted, _, event = read
-        if traces.on:
+        place = event.project_id, event.platform
+        if traces.on and entry_id not in shard.progress:
             traces.on.intake(event, accepted, self.clock.now_ms())
-        if self._unrouted:  # first those before it
-            self.route_late()
-        if self._route(shard, read):
+        if place in self._unrouted:  # first those before it
+            self._route_waiting(place)
+        if place not in self._unrouted and self._knows(place[0]) and self._route(shard, read):
             return True
         shard.entries[entry_id] = Entry(entry_id, [], accepted)
-        self._unrouted.append((time.monotonic(), shard, read))
+        self._unrouted.setdefault(place, deque()).append((time.monotonic(), shard, read))
+        self._waiting += 1
         self.directory.ask()
+        if self._waiting > MOST_UNROUTED:
+            self._route_waiting(next(iter(self._unrouted)))
         return False
 
     def _route(self, shard: Shard, read: _Read) -> bool:
         """Hand an entry to the pipelines of its project and store; False where there is none."""
         entry_id, accepted, raw, event = read
+        if entry_id in shard.progress:
+            self._resume(shard, read)
+            return True
         targets = self.directory.targets(event.project_id, event.platform)
         if not targets:
             return False
@@ -119,26 +128,57 @@ class Router:
             self.dispatcher.offer(shard, entry, integration, event, raw)
         return True
 
-    def route_late(self) -> None:
-        """Route the entries that seemed for nobody, once the configuration has been read since.
+    # --- what must be known first -----------------------------------------------------------
 
-        An integration may be younger than what we knew of it.
+    async def hear(self) -> None:
+        """Ask which projects were changed, before entries that were not just read are accepted."""
+        self.changed(await self.state.changes())
+
+    def changed(self, projects: Sequence[str]) -> None:
+        """Let events of these projects wait until the configuration has been read since."""
+        if projects:
+            known = self.directory.holds_from
+            self._changed = {name: at for name, at in self._changed.items() if at >= known}
+            self._changed |= dict.fromkeys(projects, time.monotonic())
+            self.directory.ask()
+
+    def _knows(self, project: str) -> bool:
+        """Whether a project's events may be routed by what is known of it."""
+        at = self._changed.get(project)
+        if at is None or at < self.directory.holds_from:
+            return True
+        return time.monotonic() > at + CHANGED_SECONDS
+
+    def route_late(self) -> None:
+        """Route the events that wait, once the configuration has been read since.
+
+        Those of a project that was changed, and those that seemed for nobody: an integration may be
+        younger than what we knew of it.
         """
-        taken = 0
-        while self._unrouted and (
-            self._unrouted[0][0] < self.directory.holds_from or len(self._unrouted) > MOST_UNROUTED
-        ):
-            _, shard, read = self._unrouted.popleft()
+        for place in list(self._unrouted):
+            self._route_waiting(place)
+
+    def _route_waiting(self, place: _Place) -> None:
+        """Route the events that wait at a place, in order, until one must wait on."""
+        waiting = self._unrouted[place]
+        while waiting and (self._waiting > MOST_UNROUTED or self._knows(place[0])):
+            since, shard, read = first = waiting.popleft()
+            must_end = self._waiting > MOST_UNROUTED or since < self.directory.holds_from
+            self._waiting -= 1
             if shard.lost:
                 continue
             if self._route(shard, read):
-                taken += 1
-            else:
+                metrics.event("accepted")
+            elif must_end:
                 metrics.event("unrouted")
                 shard.tallies["*", "unrouted"] += 1
                 shard.finish(shard.entries[read[0]])
-        if taken:
-            metrics.event("accepted", taken)
+            else:
+                waiting.appendleft(first)
+                self._waiting += 1
+                break
+        if not waiting:
+            del self._unrouted[place]
 
     def _resume(self, shard: Shard, read: _Read) -> None:
         """Route an entry that somebody had begun with: its targets are fixed."""

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
+from worker.changing import changing
 from worker.intake import publish
 from worker.servers import connect
 from worker.settings import WorkerSettings
@@ -82,7 +83,7 @@ def events(
 
 
 def integration(
-    engine: Engine,
+    connection: Connection,
     settings: WorkerSettings,
     project: str,
     slug: str,
@@ -93,32 +94,31 @@ def integration(
 ) -> str:
     """Make and activate an integration with the sandbox's settings; return its id."""
     values = dict(import_module(f"worker.sandbox.upstreams.{slug}").upstream.settings) | changes
-    with engine.begin() as connection:
-        made = integrations.create_integration(
-            connection, project, title=title, slug=slug, platform=store, actor="sample"
-        )
-        integrations.save_settings(
-            connection,
-            made.id,
-            values,
-            keyring_of(settings),
-            actor="sample",
-            allow_private=settings.allow_private_upstreams,
-        )
-        integrations.set_status(connection, made.id, 1, "sample")
+    made = integrations.create_integration(
+        connection, project, title=title, slug=slug, platform=store, actor="sample"
+    )
+    integrations.save_settings(
+        connection,
+        made.id,
+        values,
+        keyring_of(settings),
+        actor="sample",
+        allow_private=settings.allow_private_upstreams,
+    )
+    integrations.set_status(connection, made.id, 1, "sample")
     return made.id
 
 
 def make_sample(settings: WorkerSettings) -> str:
     """Make the sample project once, send it some events, and return what to tell of it."""
     engine = make_engine(settings.database_url)
-    with engine.begin() as connection:
+    with changing(engine, settings) as connection:
         known = {project.id for project in projects.list_projects(connection)}
         if PROJECT in known:
             return f"  Sample    project {PROJECT}: onward integrations list --project {PROJECT}\n"
         made = projects.create_project(connection, "Sample", PROJECT)
-    for slug in ("webhooks", "amplitude", "adjust"):
-        integration(engine, settings, PROJECT, slug, f"Sample {slug}")
+        for slug in ("webhooks", "amplitude", "adjust"):
+            integration(connection, settings, PROJECT, slug, f"Sample {slug}")
     redis = connect(settings.redis_url)
     count = publish(redis, events(100), settings.shards)
     redis.close()

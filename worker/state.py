@@ -20,6 +20,8 @@ UNSHARDED = "onward:intake"
 OWNERS = "onward:owners"
 RECORDING = "onward:recording"
 KEEPING = "onward:keeping"
+CHANGES = "onward:changes"  # projects (`p`) whose integrations were changed; stream without a group
+MOST_CHANGES = 1_000  # are kept, about: who is so far behind has read the database since
 KEEPING_MS = 60_000  # a keeper that hangs keeps others out for so long
 RECORDING_MS = 10_000  # a recorder that was killed keeps others out for so long
 LEASE_MS = 10_000
@@ -303,6 +305,7 @@ class State:
         self._reading = Dedicated(reader or redis)  # must not repeat one whose answer was lost
         self._looking, self._writing = Dedicated(redis), Dedicated(redis)
         self._renewing = Dedicated(redis)  # leases: what else is asked may hang
+        self._heard: str | bytes = "0"  # the last of the changes
         self._commit = redis.register_script(_LEASE + _COMMIT)
         self._take = redis.register_script(_TAKE)
         self._renew = redis.register_script(_LEASE + _RENEW)
@@ -326,13 +329,39 @@ class State:
 
     async def read(
         self, streams: Sequence[str], token: str, count: int, block_ms: int
-    ) -> dict[bytes, list[Any]]:
-        """Return the new entries of each stream that has any, at most `count` of each."""
+    ) -> tuple[dict[bytes, list[Any]], list[str]]:
+        """Return the new entries of each stream that has any, at most `count` of each.
+
+        And the projects that were changed since the last time: Redis looks for them when it has the
+        entries, so that every change an entry came after is among them.
+        """
         group = ("GROUP", GROUP, token, "COUNT", count, "BLOCK", block_ms)
         new = (">",) * len(streams)
         command: Command = ("XREADGROUP", *group, "STREAMS", *streams, *new)
-        (reply,) = _certain(await self._reading.ask(command))
-        return dict(reply or ())
+        reply, told = await self._reading.ask(command, self._changes)
+        _certain([reply])
+        return dict(reply or ()), self._hear(told)
+
+    async def changes(self) -> list[str]:
+        """Return the projects that were changed since the last time."""
+        (told,) = await self._looking.ask(self._changes)
+        return self._hear(told)
+
+    def hear_from(self, ms: float) -> None:
+        """Begin with the changes since then (store clock, ms)."""
+        self._heard = str(int(ms))
+
+    @property
+    def _changes(self) -> Command:
+        return ("XREAD", "STREAMS", CHANGES, self._heard)
+
+    def _hear(self, told: Any) -> list[str]:
+        """Return the projects of an answer. An error is no reason not to deliver: none."""
+        if not told or isinstance(told, RedisError):
+            return []
+        ((_, entries),) = told
+        self._heard = entries[-1][0]
+        return [fields.get(b"p", b"").decode() for _, fields in entries]
 
     async def ensure_group(self, stream: str) -> None:
         """Create the stream's group at 0, never at `$`: what is there already counts."""

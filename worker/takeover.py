@@ -64,6 +64,7 @@ class Takeover:
         ):
             ids = [p["message_id"] for p in found]
             entries = await redis.xclaim(intake, GROUP, self.token, 0, ids)
+            await self.router.hear()
             await self.router.accept([(shard, entries)])
 
     async def notice(self, shards: Sequence[Shard]) -> None:
@@ -132,6 +133,7 @@ class Takeover:
             reply = await redis.xautoclaim(keys.intake, GROUP, self.token, 0, cursor, count=500)
             cursor, entries = reply[0], reply[1]
             if entries:
+                await self.router.hear()
                 ids = [entry_id for entry_id, _ in entries]
                 pending = await redis.xpending_range(
                     keys.intake,

@@ -27,6 +27,7 @@ from tests.faults.invariants import (
 )
 from tests.faults.proxy import Proxy
 from tests.stack import PROJECT, Stack, at_rest, end, eventually, family, free_port
+from worker.changing import changing
 from worker.gauges import backlog
 from worker.sample import events
 from worker.state import Keys, shard_of
@@ -299,7 +300,7 @@ class Scene(Stack):
         eventually(done, seconds, "the worker is started again and goes on")
 
     def delete(self, integration_id: str) -> None:
-        with self.engine.begin() as connection:
+        with changing(self.engine, self.settings) as connection:
             delete(connection, integration_id, "test")
 
     def environ(self) -> dict[str, str]:

@@ -15,9 +15,10 @@ from sqlalchemy import make_url
 from tests.faults.proxy import Proxy
 from tests.faults.scene import NOISE, Make, Scene
 from tests.faults.test_upstreams import says
-from tests.stack import eventually, family
+from tests.stack import PROJECT, eventually, family
 from tests.worker.store.databases import postgres_url
 from worker.sandbox.upstreams import webhooks
+from worker.state import CHANGES
 from worker.supervisor import onward
 
 pytestmark = pytest.mark.processes
@@ -127,6 +128,7 @@ def test_the_database_is_away(scene: Make, postgres: tuple[str, Proxy, str], fau
             link.close()
             link.reset()
         s.fault("refuse", slug="webhooks", host="b.customer.example")
+        s.redis.xadd(CHANGES, {"p": PROJECT})  # it cannot be read what was changed
         s.send(300)
         eventually(lambda: len(s.taken_by(good)) == 400, 60, "delivery goes on")
         assert s.state(bad).active == 1

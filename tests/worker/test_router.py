@@ -1,4 +1,4 @@
-"""Events for which there is no integration yet, as far as the worker knows."""
+"""Events that wait until the configuration is known that they are to be treated by."""
 
 import json
 import time
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.stack import Stack, eventually
+from tests.stack import PROJECT, Stack, eventually
+from worker import router as routing
 from worker.router import MOST_UNROUTED, Router
 from worker.sample import events
 from worker.settings import load_settings
@@ -120,6 +121,107 @@ async def test_those_of_a_lost_shard_are_anothers(
     assert (offered, shard.acks) == ([], [])
 
 
+async def test_a_later_one_does_not_overtake_one_that_waits(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    first, second = entries(2), entries(2, seed=2)
+    await router.accept([(shard, first)])
+    directory.known["prj_a", "iOS"] = (SimpleNamespace(id="int_a"),)  # taken, and not said so yet
+    await router.accept([(shard, second)])
+    router.route_late()
+    assert offered == ids_of([*first, *second])
+
+
+def ids_of(found: list[Any]) -> list[str]:
+    return [json.loads(fields[b"event"])["id"] for _, fields in found]
+
+
+async def test_those_of_a_changed_project_wait_until_it_was_read_since(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    become_known(directory)
+    become_known(directory, "prj_b")
+    directory.holds_from = time.monotonic()
+    router.changed(["prj_a"])
+    first, other, second = entries(2), entries(2, "prj_b", seed=2), entries(2, seed=3)
+    await router.accept([(shard, first), (shard, other)])
+    router.route_late()
+    assert offered == ids_of(other), "it is another project"
+    assert directory.asked
+    directory.holds_from = time.monotonic()
+    await router.accept([(shard, second)])
+    assert offered == ids_of([*other, *first, *second])
+    assert len(shard.entries) == 6
+
+
+async def test_a_changed_project_may_be_for_nobody(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    become_known(directory)
+    directory.holds_from = time.monotonic()
+    router.changed(["prj_a"])
+    await router.accept([(shard, entries(2))])
+    directory.known.clear()
+    directory.holds_from = float("inf")
+    router.route_late()
+    assert (offered, len(shard.acks), shard.entries) == ([], 2, {})
+
+
+async def test_while_the_database_is_away_a_change_delays_and_stops_nothing(
+    router: Router,
+    directory: Directory,
+    shard: Shard,
+    offered: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    become_known(directory)
+    directory.holds_from = 0.0
+    router.changed(["prj_a"])
+    nobody, first, second = entries(1, "prj_b"), entries(2, seed=2), entries(2, seed=3)
+    await router.accept([(shard, nobody), (shard, first)])
+    assert not offered
+    monkeypatch.setattr(routing, "CHANGED_SECONDS", 0)
+    await router.accept([(shard, second)])
+    assert offered == ids_of([*first, *second])
+    assert (len(shard.entries), shard.acks) == (5, []), "who seems for nobody waits on"
+
+
+async def test_so_many_of_a_changed_project_wait_and_no_more(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    become_known(directory)
+    directory.holds_from = 0.0
+    router.changed(["prj_a"])
+    many = entries(MOST_UNROUTED + 5)
+    await router.accept([(shard, many)])
+    assert offered == ids_of(many[:5])
+
+
+async def test_one_that_was_begun_waits_too_and_keeps_its_targets(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    """Its integration may be younger than what we know: it would seem deleted."""
+    young = SimpleNamespace(id="int_young")
+    directory.get = {"int_young": young}.get  # type: ignore[attr-defined]
+    ((entry_id, _),) = begun = entries(1)
+    shard.progress[entry_id] = (["int_old", "int_young"], ["int_old"])
+    router.state = SimpleNamespace(changes=told_of("prj_a"))  # type: ignore[assignment]
+    await router.hear()
+    await router.accept([(shard, begun)])
+    assert (offered, list(shard.entries)) == ([], [entry_id])
+    directory.holds_from = float("inf")
+    router.route_late()
+    assert offered == ids_of(begun)
+    assert shard.entries[entry_id].targets == ["int_old", "int_young"]
+
+
+def told_of(*projects: str) -> Any:
+    async def changes() -> list[str]:
+        return list(projects)
+
+    return changes
+
+
 @pytest.mark.processes
 def test_an_event_for_an_integration_of_this_moment_is_delivered(tmp_path: Path) -> None:
     with Stack(tmp_path / "s") as stack:
@@ -133,3 +235,70 @@ def test_an_event_for_an_integration_of_this_moment_is_delivered(tmp_path: Path)
             eventually(partial(stack.recorded, hook), 30, "it is recorded")
             assert stack.recorded(hook) == {"delivered": 1}
         assert not stack.balance().dropped
+
+
+def delivered(stack: Stack, hook: str, count: int) -> bool:
+    return stack.recorded(hook) == {"delivered": count}
+
+
+def one_user(seed: int) -> list[dict[str, Any]]:
+    return [{**event, "user_id": "QON_1"} for event in events(2, project=PROJECT, seed=seed)]
+
+
+@pytest.mark.processes
+def test_what_is_published_after_an_activation_goes_there_too(tmp_path: Path) -> None:
+    with Stack(tmp_path / "s") as stack:
+        stack.worker()
+        for number in range(2):
+            hooks: list[str] = []
+            for step in range(5):
+                hooks.append(stack.integration())
+                stack.publish(one_user(seed=10 * number + step))
+                eventually(partial(delivered, stack, hooks[0], 2 * step + 2), 30)
+            eventually(stack.settled, 30, "all is recorded")
+            expected = [{"delivered": 2 * (5 - step)} for step in range(5)]
+            assert [stack.recorded(hook) for hook in hooks] == expected
+            for hook in hooks:
+                stack.activate(hook, 0)
+
+
+@pytest.mark.processes
+def test_changes_one_after_the_other_cost_no_event_and_no_order(tmp_path: Path) -> None:
+    with Stack(tmp_path / "s") as stack:
+        stack.worker()
+        sent: list[str] = []
+        for step in range(10):
+            stack.integration(url=f"https://h{step}.example/onward")
+            made = one_user(step)
+            stack.publish(made)
+            sent += [event["id"] for event in made]
+        eventually(stack.settled, 30, "all is recorded")
+        for step in range(10):
+            arrived = list(stack.taken("webhooks", f"h{step}.example"))
+            assert arrived[-len(sent[2 * step :]) :] == sent[2 * step :]
+
+
+@pytest.mark.processes
+def test_what_is_published_after_a_pause_is_not_sent(tmp_path: Path) -> None:
+    with Stack(tmp_path / "s") as stack:
+        always, at_times = stack.integration(), stack.integration()
+        stack.worker()
+        for number in range(6):
+            stack.activate(at_times, number % 2)
+            stack.publish(events(1, project=PROJECT, seed=number))
+            eventually(partial(delivered, stack, always, number + 1), 30)
+        eventually(stack.settled, 30, "all is recorded")
+        assert stack.recorded(at_times) == {"delivered": 3}
+
+
+@pytest.mark.processes
+def test_what_is_published_after_new_settings_goes_by_them(tmp_path: Path) -> None:
+    with Stack(tmp_path / "s", {"ONWARD_ALLOW_PRIVATE_UPSTREAMS": "1"}) as stack:
+        hook = stack.integration(url="https://old.example/")
+        stack.worker()
+        for number in range(5):
+            stack.settings_of(hook, {"url": f"https://n{number}.example/"})
+            stack.publish(events(1, project=PROJECT, seed=number))
+            eventually(partial(delivered, stack, hook, number + 1), 30)
+        taken = [len(stack.taken("webhooks", f"n{number}.example")) for number in range(5)]
+        assert taken == [1] * 5

@@ -1,5 +1,6 @@
 """The scripts on a real server: all or nothing, once, only under the lease, and when it is full."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tests.stack import free_port
-from worker.state import GROUP, Commit, Keys, LeaseLost, State
+from worker.state import CHANGES, GROUP, Commit, Keys, LeaseLost, State
 from worker.supervisor import valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
@@ -198,6 +199,35 @@ async def test_a_repeated_event_id_is_found_however_often_it_is_asked(state: Sta
         assert await state.repeated(read, 600, 1_000) == [{b"2-0"}, set(), set()]
     later = 1_000 + 600_000
     assert await state.repeated([(KEYS, ["p/2", "3-0"])], 600, later) == [{b"3-0"}]
+
+
+async def test_a_change_is_heard_of_with_the_events_after_it(state: State, redis: Any) -> None:
+    waits = asyncio.create_task(state.read([KEYS.intake], "me", 10, 60_000))
+    while not (await redis.info("clients"))["blocked_clients"]:  # noqa: ASYNC110  the server's
+        await asyncio.sleep(0.01)
+    await redis.xadd(CHANGES, {"p": "prj_a"})
+    entry = await redis.xadd(KEYS.intake, {"event": "{}"})
+    found, changed = await waits
+    assert [entry_id for entry_id, _ in found[KEYS.intake.encode()]] == [entry]
+    assert changed == ["prj_a"]
+    await redis.xadd(CHANGES, {"p": "prj_b"})
+    assert await state.changes() == ["prj_b"]
+    await redis.xadd(KEYS.intake, {"event": "{}"})
+    assert (await state.read([KEYS.intake], "me", 10, 60_000))[1] == [], "each change once"
+
+
+async def test_old_changes_are_not_heard_of(state: State, redis: Any) -> None:
+    await redis.xadd(CHANGES, {"p": "prj_a"}, id="1000-7")
+    await redis.xadd(CHANGES, {"p": "prj_b"}, id="2000-0")
+    state.hear_from(1_500.5)
+    assert await state.changes() == ["prj_b"]
+
+
+async def test_spoilt_changes_keep_no_event(state: State, redis: Any) -> None:
+    await redis.set(CHANGES, "spoilt")
+    await redis.xadd(KEYS.intake, {"event": "{}"})
+    found, changed = await state.read([KEYS.intake], "me", 10, 60_000)
+    assert (len(found), changed, await state.changes()) == (1, [], [])
 
 
 async def test_the_group_counts_what_is_there_already(redis: Any) -> None:

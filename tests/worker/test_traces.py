@@ -65,7 +65,7 @@ def deliver(redis: Any, engine: Engine) -> None:
     )
     with engine.begin() as connection:
         create_project(connection, "A", "prj_a")
-    integration(engine, settings, "prj_a", "webhooks", "Hook")
+        integration(connection, settings, "prj_a", "webhooks", "Hook")
     publish(redis, events(COUNT, project="prj_a"), 1)
 
     async def drain() -> None:

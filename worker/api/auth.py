@@ -4,7 +4,7 @@ import hmac
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from threading import Lock
@@ -12,8 +12,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from redis import Redis
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
+from worker import changing
 from worker.api.errors import forbidden, too_many_requests, unauthorized
 from worker.settings import WorkerSettings
 from worker.store.database import now, reading
@@ -83,6 +84,10 @@ class Services:
     redis: "Redis"
     limit: RateLimit = field(default_factory=lambda: RateLimit(0))
     busy: Busy = field(default_factory=Busy)
+
+    def changing(self) -> AbstractContextManager[Connection]:
+        """Give a transaction in which integrations change."""
+        return changing.changing(self.engine, self.settings)
 
 
 def services_of(request: Request) -> Services:

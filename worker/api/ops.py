@@ -136,7 +136,7 @@ def save_settings(
     says what it said, null where it has no harmless call to ask by.
     """
     proof = prove(integration_id, body, who, here) if check else None
-    with here.engine.begin() as connection:
+    with here.changing() as connection:
         saved = integrations.save_settings(
             connection,
             integration_id,
@@ -157,7 +157,7 @@ def roll_secret(
 
     The one before signs too for `keep_hours`: a receiver may change over in that time.
     """
-    with here.engine.begin() as connection:
+    with here.changing() as connection:
         saved = integrations.roll_secret(
             connection,
             integration_id,
@@ -194,7 +194,7 @@ def set_status(
 ) -> dict[str, Any]:
     """Pause (0) or activate (1), as in v4."""
     status = status_of(body)
-    with here.engine.begin() as connection:
+    with here.changing() as connection:
         return _beyond_v4(
             integrations.set_status(connection, integration_id, status, who.actor, who.project_id)
         )

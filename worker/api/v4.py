@@ -132,7 +132,7 @@ def show_integration(integration_id: IntegrationId, caller: Caller, here: Here) 
 def set_status(integration_id: IntegrationId, caller: Caller, here: Here, body: Body) -> Response:
     """Pause (0) or activate (1); from 2, activating resumes with the events that were held."""
     status = status_of(body)
-    with here.engine.begin() as connection:
+    with here.changing() as connection:
         return _object(
             integrations.set_status(
                 connection, integration_id, status, caller.actor, caller.project_id
@@ -151,6 +151,6 @@ def status_of(body: dict[str, Any]) -> int:
 @router.delete("/{integration_id:integration_id}", status_code=204, response_class=Response)
 def delete_integration(integration_id: IntegrationId, caller: Caller, here: Here) -> Response:
     """Delete for good; events that wait for it are dropped and counted."""
-    with here.engine.begin() as connection:
+    with here.changing() as connection:
         integrations.delete(connection, integration_id, caller.actor, caller.project_id)
     return Response(status_code=204)

@@ -22,11 +22,13 @@ def settings_here() -> "WorkerSettings":
 @contextmanager
 def changing(settings: "WorkerSettings | None" = None) -> Iterator["Connection"]:
     """Give a transaction: it is kept when the block ends, and undone where it fails."""
-    from worker.store.database import make_engine  # noqa: PLC0415  quick --help
+    from worker import changing as change  # noqa: PLC0415  quick --help
+    from worker.store.database import make_engine  # noqa: PLC0415
 
-    engine = make_engine((settings or settings_here()).database_url)
+    settings = settings or settings_here()
+    engine = make_engine(settings.database_url)
     try:
-        with engine.begin() as connection:
+        with change.changing(engine, settings) as connection:
             yield connection
     finally:
         engine.dispose()

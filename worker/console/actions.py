@@ -33,7 +33,7 @@ def set_status(integration_id: IntegrationId, here: Here, form: Form) -> Respons
     status = form.get("status", "")
     if status not in ("0", "1"):
         raise invalid("A status is 0 or 1")
-    with here.engine.begin() as connection:
+    with here.changing() as connection:
         integrations.set_status(connection, integration_id, int(status), ACTOR)
     return RedirectResponse(f"/console/integrations/{integration_id}?did={status}", 303)
 

@@ -85,6 +85,11 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def note_change(connection: Connection, project_id: str) -> None:
+    """Note that a project's integrations change; told of if the transaction is of `changing`."""
+    connection.get_execution_options().get("changed", set()).add(project_id)
+
+
 def upserting(dialect: str, table: Table) -> Any:
     """Return an INSERT that can say ON CONFLICT, in a connection's dialect."""
     return import_module(f"sqlalchemy.dialects.{dialect}").insert(table)

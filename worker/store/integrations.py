@@ -20,7 +20,7 @@ from worker.store.checks import (
     merge_shown,
     shown_settings,
 )
-from worker.store.database import now
+from worker.store.database import note_change, now
 from worker.store.errors import Invalid, NotFound, UnreadableSettings
 from worker.store.models import Integration
 from worker.store.projects import random_text
@@ -159,6 +159,7 @@ def set_status(
             "probation_epoch": found.epoch + 1,
         }
     connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
+    note_change(connection, found.project_id)
     audit.add(
         connection,
         actor,
@@ -216,6 +217,7 @@ def _keep(connection: Connection, would: _Would, actor: str, action: str) -> Sav
     id_ = would.integration.id
     values = {"settings": would.integration.settings, "updated_at": now()}
     connection.execute(update(_T).where(_T.c.id == id_).values(values))
+    note_change(connection, would.integration.project_id)
     audit.add(
         connection,
         actor,
@@ -323,6 +325,7 @@ def delete(
     found = _get(connection, integration_id, project_id, for_update=True)
     values = {"deleted_at": now(), "settings": None}
     connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
+    note_change(connection, found.project_id)
     audit.add(
         connection,
         actor,

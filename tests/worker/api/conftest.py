@@ -19,6 +19,7 @@ from worker.settings import WorkerSettings
 from worker.store.projects import add_key, create_project
 
 ADMIN_KEY = "admin-key-for-tests"
+NO_REDIS = "redis://127.0.0.1:1/0"
 NEW = {"title": "Growth", "integration": "amplitude", "target_platform": "iOS"}
 
 
@@ -53,7 +54,8 @@ def keys(engine: Engine) -> Keys:
 
 @pytest.fixture
 def app(engine: Engine, tmp_path: Path) -> FastAPI:
-    settings = WorkerSettings.model_validate({"data_dir": tmp_path, "admin_key": ADMIN_KEY})
+    given = {"data_dir": tmp_path, "admin_key": ADMIN_KEY, "redis_url": NO_REDIS}
+    settings = WorkerSettings.model_validate(given)
     return create_app(settings, engine=engine, limit=RateLimit(rate=0.001, burst=1000))
 
 

@@ -164,13 +164,17 @@ class Worker:
     async def _drain(self) -> None:
         directory = Directory(self.engine, keyring_of(self.settings), self.settings)
         directory.refresh()
+        directory.start()
         asked = {one.id for one in directory.all() if one.active == 1}
         self.echo.called.clear()
         async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as redis:
             done = partial(asked.issubset, self.echo.called)
             drain = Drain(self.settings, directory, self.echo, State(redis), done)
-            async with asyncio.timeout(60):
-                await drained(drain, 20)
+            try:
+                async with asyncio.timeout(60):
+                    await drained(drain, 20)
+            finally:
+                directory.stop()
 
     def dump(self) -> str:
         """Return all that Redis holds."""

@@ -13,8 +13,8 @@ from sqlalchemy import Engine, text
 from tests.worker.api.conftest import Client, Keys, Project, on_both
 from worker import incidents
 from worker.incidents import Fare
+from worker.state import CHANGES, shard_of
 from worker.state import Keys as RedisKeys
-from worker.state import shard_of
 from worker.store.deliveries import record_rows
 from worker.store.integrations import suspend
 
@@ -68,6 +68,28 @@ def test_settings_are_written_and_never_read(project: Project) -> None:
     given = {"api_key": kept.json()["settings"]["api_key"], "region": "us"}
     assert kept.json()["settings"] == given
     assert project("PUT", settings_url(made), given).json() == kept.json()
+
+
+def test_the_delivery_loops_are_told_of_every_change(
+    app: FastAPI, project: Project, valkey: str, events_redis: Any
+) -> None:
+    here = app.state.services
+    settings = here.settings.model_copy(update={"redis_url": valkey})
+    app.state.services = replace(here, settings=settings)
+    made = project.create(integration="webhooks")
+    ops, v4 = f"{OPS}/integrations/{made['id']}", made["url"]
+    for number, (method, path, body) in enumerate(
+        [
+            ("PUT", f"{ops}/settings", {"url": "https://a.example.org/"}),
+            ("POST", f"{ops}/roll", None),
+            ("POST", f"{ops}/status", {"status": 1}),
+            ("POST", f"{v4}/status", {"status": 0}),
+            ("DELETE", v4, None),
+        ]
+    ):
+        assert project(method, path, body).is_success
+        told = events_redis.xrange(CHANGES)
+        assert [fields for _, fields in told] == [{b"p": b"prj_a"}] * (number + 1)
 
 
 def test_every_faulty_setting_is_named_without_its_value(project: Project) -> None:

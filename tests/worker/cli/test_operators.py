@@ -16,7 +16,7 @@ from tests.worker.cli.run import Ran, run
 from worker.sandbox.app import Sandbox, serve
 from worker.sandbox.upstreams.amplitude import KEY
 from worker.settings import load_settings
-from worker.state import Keys, shard_of
+from worker.state import CHANGES, Keys, shard_of
 from worker.store.database import make_engine
 from worker.store.integrations import suspend
 from worker.store.models import DeadLetter, Delivery
@@ -159,13 +159,16 @@ def test_settings_are_shown_without_secrets_and_may_be_set_again(
     assert "api_key" in bad.err
 
 
-def test_is_paused_activated_and_deleted(onward: Command, made: dict[str, Any]) -> None:
+def test_is_paused_activated_and_deleted(
+    onward: Command, made: dict[str, Any], redis: Redis
+) -> None:
     assert made["active"] == 1
     assert onward("integrations", "pause", made["id"], "--json").json["active"] == 0
     assert onward("integrations", "activate", made["id"]).out.endswith("Analytics: active\n")
     assert onward("integrations", "delete", made["id"], "--yes").code == 0
     assert onward("integrations", "list", "--json").json == []
     assert onward("integrations", "list").out.startswith("No integrations.")
+    assert redis.xlen(CHANGES) == 4, "the delivery loops were told"
 
 
 def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(

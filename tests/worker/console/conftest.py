@@ -27,8 +27,9 @@ KEYS = Keys(shard_of(PROJECT, 32))
 
 
 @pytest.fixture
-def app(empty_database: Engine, events_redis: Any, tmp_path: Path) -> FastAPI:
-    settings = WorkerSettings.model_validate({"data_dir": tmp_path, "admin_key": ADMIN_KEY})
+def app(empty_database: Engine, valkey: str, events_redis: Any, tmp_path: Path) -> FastAPI:
+    given = {"data_dir": tmp_path, "admin_key": ADMIN_KEY, "redis_url": valkey}
+    settings = WorkerSettings.model_validate(given)
     with empty_database.begin() as connection:
         projects.create_project(connection, "Test", PROJECT)
     made = create_app(settings, engine=empty_database)

@@ -16,7 +16,7 @@ from providers.kit import Request, Response
 from tests.worker.console.conftest import KEYS, PROJECT, Browser, made, recorded, suspended, waits
 from worker import trial
 from worker.incidents import Fare, key, pack
-from worker.state import OWNERS
+from worker.state import CHANGES, OWNERS
 from worker.store import audit, dead_letters, integrations
 from worker.store.database import reading
 from worker.store.deliveries import record_rows
@@ -155,7 +155,9 @@ def test_an_unknown_integration_is_a_page_too(operator: Browser) -> None:
     assert operator.get("/console/deadletters/x").status_code == 400
 
 
-def test_activating_and_pausing(operator: Browser, empty_database: Engine, hook: str) -> None:
+def test_activating_and_pausing(
+    operator: Browser, empty_database: Engine, events_redis: Any, hook: str
+) -> None:
     suspended(empty_database, hook, "no")
     answer = operator.post(f"/console/integrations/{hook}/status", status="1")
     assert answer.status_code == 303
@@ -170,6 +172,7 @@ def test_activating_and_pausing(operator: Browser, empty_database: Engine, hook:
     with reading(empty_database) as connection:
         actors = {row.actor for row in audit.list_rows(connection, integration_id=hook, limit=2)}
     assert actors == {"console"}
+    assert events_redis.xlen(CHANGES) == 2, "the delivery loops were told"
 
 
 def test_a_signing_secret_is_shown_once_and_rolled(operator: Browser, hook: str) -> None:
