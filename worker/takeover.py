@@ -11,9 +11,10 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from worker import lane
+from worker.directory import Integration
 from worker.journal import Row
 from worker.reader import READ, Reader
-from worker.router import set_apart
+from worker.router import CHANGED_SECONDS, set_apart
 from worker.shard import Shard, read_progress
 from worker.state import GROUP, UNSHARDED
 
@@ -69,10 +70,11 @@ class Takeover:
 
     async def notice(self, shards: Sequence[Shard]) -> None:
         """Wake the lanes that grew from outside: replayed dead letters."""
+        began = time.monotonic()
         grown = await self.state.grown([shard.keys for shard in shards])
         for shard, counts in zip(shards, grown, strict=True):
             for raw, count in () if shard.lost else counts.items():
-                integration = self.directory.get(raw.decode())
+                integration = await self._find(raw.decode(), began)
                 if integration is None:
                     await self._orphan(shard, raw.decode())
                 else:
@@ -85,10 +87,10 @@ class Takeover:
 
     async def _load(self, shard: Shard) -> None:
         """Read what is kept of a shard's unfinished entries and lanes."""
-        keys, redis = shard.keys, self.state.redis
+        keys, redis, began = shard.keys, self.state.redis, time.monotonic()
         shard.progress = read_progress(await redis.hgetall(keys.progress))
         for raw in {*await redis.zrange(keys.due, 0, -1), *await redis.hkeys(keys.wanted)}:
-            integration = self.directory.get(raw.decode())
+            integration = await self._find(raw.decode(), began)
             if integration is None:
                 await self._orphan(shard, raw.decode())
                 continue
@@ -97,6 +99,19 @@ class Takeover:
         if keys.shard == 0:
             await self.state.ensure_group(UNSHARDED)
             await self.reader.reclaim_unsharded()
+
+    async def _find(self, integration_id: str, began: float) -> Integration | None:
+        """Return an integration; None where what was read since `began` (monotonic) has none.
+
+        One that was made a moment ago would seem deleted. While the database is away, what is known
+        must do.
+        """
+        while (found := self.directory.get(integration_id)) is None:
+            if self.directory.holds_from > began or time.monotonic() > began + CHANGED_SECONDS:
+                break
+            self.directory.ask()
+            await asyncio.sleep(LOOK_SECONDS)
+        return found
 
     async def _orphan(self, shard: Shard, integration_id: str) -> None:
         """A lane without an integration: if it was deleted, what waits there has expired."""

@@ -1,6 +1,7 @@
 """Taking over: suspects are cleared one by one, and entries that are ours do not wait."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -91,6 +92,27 @@ async def test_who_does_not_know_what_was_claimed_looks_again() -> None:
     with pytest.raises(LostConnection):
         await Takeover(cast("Any", reader), lambda: False).adopt([shard])
     assert shard.unsure
+
+
+class Directory:
+    """A configuration that is read when somebody asks: then it has an integration more."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+        self.holds_from = 0.0
+        self.get = self.known.get
+
+    def ask(self) -> None:
+        self.known["young"] = "an integration"
+        self.holds_from = float("inf")
+
+
+async def test_what_was_made_a_moment_ago_was_not_deleted() -> None:
+    router = SimpleNamespace(dispatcher=SimpleNamespace(directory=Directory(), clock=None))
+    reader: Any = SimpleNamespace(router=router, state=None, token="ours")
+    takeover = Takeover(reader, lambda: False)
+    assert await takeover._find("young", time.monotonic())
+    assert await takeover._find("deleted", time.monotonic()) is None
 
 
 def test_a_shard_begins_with_a_look() -> None:
