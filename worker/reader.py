@@ -47,10 +47,13 @@ class Reader:
         """Read once from those of our shards that may be read, and route what came."""
         await asyncio.sleep(self._next - time.monotonic())
         try:
-            for shard in [s for s in shards.values() if s.reads and s.unsure]:
-                await self._sure(shard)
-            # not one that could be committed again just now, and has not looked yet
-            await self._read([s for s in shards.values() if s.reads and not s.unsure])
+            reads = [shard for shard in shards.values() if shard.reads]
+            if unsure := [shard for shard in reads if shard.unsure]:
+                for shard in unsure:
+                    await self._sure(shard)
+                # not one that could be committed again just now, and has not looked yet
+                reads = [shard for shard in shards.values() if shard.reads and not shard.unsure]
+            await self._read(reads)
         except RedisError as error:
             log.warning("The intake could not be read (%s); trying again", error)
             for shard in shards.values():
@@ -61,10 +64,10 @@ class Reader:
             await asyncio.sleep(0.2)
 
     async def _read(self, shards: Sequence[Shard]) -> None:
-        names = {shard.keys.intake.encode(): shard for shard in shards}
-        streams = [shard.keys.intake for shard in shards]
+        names = {shard.intake: shard for shard in shards}
+        streams = [*names]
         if any(shard.keys.shard == 0 for shard in shards):
-            streams.append(UNSHARDED)
+            streams.append(UNSHARDED.encode())
         if not streams:
             await asyncio.sleep(IDLE_SECONDS)
             return

@@ -62,6 +62,10 @@ class Shard:
     leaving: bool = False
     leaving_since: float = 0.0  # monotonic
     lost: bool = False
+    intake: bytes = field(init=False)  # its key: at every read
+
+    def __post_init__(self) -> None:
+        self.intake = self.keys.intake.encode()
 
     @property
     def reads(self) -> bool:

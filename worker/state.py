@@ -328,7 +328,7 @@ class State:
         return bool(taken)
 
     async def read(
-        self, streams: Sequence[str], token: str, count: int, block_ms: int
+        self, streams: Sequence[bytes], token: str, count: int, block_ms: int
     ) -> tuple[dict[bytes, list[Any]], list[str]]:
         """Return the new entries of each stream that has any, at most `count` of each.
 

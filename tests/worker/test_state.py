@@ -202,7 +202,7 @@ async def test_a_repeated_event_id_is_found_however_often_it_is_asked(state: Sta
 
 
 async def test_a_change_is_heard_of_with_the_events_after_it(state: State, redis: Any) -> None:
-    waits = asyncio.create_task(state.read([KEYS.intake], "me", 10, 60_000))
+    waits = asyncio.create_task(state.read([KEYS.intake.encode()], "me", 10, 60_000))
     while not (await redis.info("clients"))["blocked_clients"]:  # noqa: ASYNC110  the server's
         await asyncio.sleep(0.01)
     await redis.xadd(CHANGES, {"p": "prj_a"})
@@ -213,7 +213,7 @@ async def test_a_change_is_heard_of_with_the_events_after_it(state: State, redis
     await redis.xadd(CHANGES, {"p": "prj_b"})
     assert await state.changes() == ["prj_b"]
     await redis.xadd(KEYS.intake, {"event": "{}"})
-    assert (await state.read([KEYS.intake], "me", 10, 60_000))[1] == [], "each change once"
+    assert (await state.read([KEYS.intake.encode()], "me", 10, 60_000))[1] == [], "each change once"
 
 
 async def test_old_changes_are_not_heard_of(state: State, redis: Any) -> None:
@@ -226,7 +226,7 @@ async def test_old_changes_are_not_heard_of(state: State, redis: Any) -> None:
 async def test_spoilt_changes_keep_no_event(state: State, redis: Any) -> None:
     await redis.set(CHANGES, "spoilt")
     await redis.xadd(KEYS.intake, {"event": "{}"})
-    found, changed = await state.read([KEYS.intake], "me", 10, 60_000)
+    found, changed = await state.read([KEYS.intake.encode()], "me", 10, 60_000)
     assert (len(found), changed, await state.changes()) == (1, [], [])
 
 
