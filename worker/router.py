@@ -98,19 +98,20 @@ class Router:
     def _begin(self, shard: Shard, read: _Read) -> bool:
         """Return whether an entry is for anybody, as far as is known."""
         entry_id, accepted, _, event = read
-        place = event.project_id, event.platform
+        place, since = (event.project_id, event.platform), time.monotonic()
         if traces.on and entry_id not in shard.progress:
             traces.on.intake(event, accepted, self.clock.now_ms())
         if place in self._unrouted:  # first those before it
             self._route_waiting(place)
-        if place not in self._unrouted and self._knows(place[0]) and self._route(shard, read):
+        known = place not in self._unrouted and self._knows(place[0], since)
+        if known and self._route(shard, read):
             return True
         shard.entries[entry_id] = Entry(entry_id, [], accepted)
-        self._unrouted.setdefault(place, deque()).append((time.monotonic(), shard, read))
+        self._unrouted.setdefault(place, deque()).append((since, shard, read))
         self._waiting += 1
         self.directory.ask()
-        if self._waiting > MOST_UNROUTED:
-            self._route_waiting(next(iter(self._unrouted)))
+        if self._waiting > MOST_UNROUTED:  # who has most of them pays
+            self._route_waiting(max(self._unrouted, key=lambda one: len(self._unrouted[one])))
         return False
 
     def _route(self, shard: Shard, read: _Read) -> bool:
@@ -142,12 +143,14 @@ class Router:
             self._changed |= dict.fromkeys(projects, time.monotonic())
             self.directory.ask()
 
-    def _knows(self, project: str) -> bool:
-        """Whether a project's events may be routed by what is known of it."""
-        at = self._changed.get(project)
-        if at is None or at < self.directory.holds_from:
-            return True
-        return time.monotonic() > at + CHANGED_SECONDS
+    def _knows(self, project: str, since: float) -> bool:
+        """Whether an event that came then may be routed by what is known of its project.
+
+        What was changed after it came need not be: else a project that is changed again and again
+        would wait for ever.
+        """
+        at = min(self._changed.get(project, float("-inf")), since)
+        return at < self.directory.holds_from or time.monotonic() > at + CHANGED_SECONDS
 
     def route_late(self) -> None:
         """Route the events that wait, once the configuration has been read since.
@@ -161,7 +164,9 @@ class Router:
     def _route_waiting(self, place: _Place) -> None:
         """Route the events that wait at a place, in order, until one must wait on."""
         waiting = self._unrouted[place]
-        while waiting and (self._waiting > MOST_UNROUTED or self._knows(place[0])):
+        while waiting and (
+            self._waiting > MOST_UNROUTED or self._knows(place[0], since=waiting[0][0])
+        ):
             since, shard, read = first = waiting.popleft()
             must_end = self._waiting > MOST_UNROUTED or since < self.directory.holds_from
             self._waiting -= 1

@@ -154,6 +154,18 @@ async def test_those_of_a_changed_project_wait_until_it_was_read_since(
     assert len(shard.entries) == 6
 
 
+async def test_who_is_changed_again_and_again_does_not_wait_for_ever(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    become_known(directory)
+    first, second = entries(2), entries(2, seed=2)
+    for some in first, second:
+        directory.holds_from = time.monotonic()
+        router.changed(["prj_a"])
+        await router.accept([(shard, some)])
+    assert offered == ids_of(first), "it was read since they came"
+
+
 async def test_a_changed_project_may_be_for_nobody(
     router: Router, directory: Directory, shard: Shard, offered: list[str]
 ) -> None:
@@ -195,6 +207,17 @@ async def test_so_many_of_a_changed_project_wait_and_no_more(
     many = entries(MOST_UNROUTED + 5)
     await router.accept([(shard, many)])
     assert offered == ids_of(many[:5])
+
+
+async def test_who_floods_pushes_out_its_own(
+    router: Router, directory: Directory, shard: Shard, offered: list[str]
+) -> None:
+    become_known(directory)
+    directory.holds_from = 0.0
+    router.changed(["prj_a"])
+    few, flood = entries(2), entries(MOST_UNROUTED + 3, "prj_b", seed=2)
+    await router.accept([(shard, few), (shard, flood)])
+    assert (offered, shard.acks) == ([], [entry_id for entry_id, _ in flood[:5]])
 
 
 async def test_one_that_was_begun_waits_too_and_keeps_its_targets(
