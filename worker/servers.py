@@ -52,24 +52,31 @@ def _host(text: str) -> tuple[str, int]:
 def connect(url: str, **options: Any) -> "Redis":
     """Return a blocking client."""
     from redis import Redis, Sentinel  # noqa: PLC0415  who reads settings needs no client
+    from redis.retry import Retry  # noqa: PLC0415
 
-    client: Redis = _client(url, Redis, Sentinel, options)
+    client: Redis = _client(url, Redis, Sentinel, Retry, options)
     return client
 
 
 def connect_async(url: str, **options: Any) -> "AsyncRedis":
     """Return a client for the running loop."""
     from redis.asyncio import Redis, Sentinel  # noqa: PLC0415  as above
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
 
-    client: Redis = _client(url, Redis, Sentinel, options)
+    client: Redis = _client(url, Redis, Sentinel, Retry, options)
     return client
 
 
-def _client(url: str, plain: Any, sentinel: Any, options: dict[str, Any]) -> Any:
+def _client(url: str, plain: Any, sentinel: Any, retry: Any, options: dict[str, Any]) -> Any:
+    from redis.backoff import NoBackoff  # noqa: PLC0415  as above
+
     known = sentinels_of(url)
     if known is None:
         return plain.from_url(url, **options)
-    asked = sentinel(known.hosts, sentinel_kwargs=ASKING)
+    asking = {name: min(most, options.get(name, most)) for name, most in ASKING.items()}
+    # there are others to ask; of itself the client asks one that is away for seven seconds
+    asking["retry"] = retry(NoBackoff(), 0)
+    asked = sentinel(known.hosts, sentinel_kwargs=asking)
     return asked.master_for(known.name, **{**known.options, **options})
 
 

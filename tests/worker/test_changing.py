@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from worker.changing import changing
+from worker.changing import TELL_SECONDS, changing
 from worker.settings import WorkerSettings, load_settings
 from worker.state import CHANGES
 from worker.store import integrations
@@ -72,7 +73,7 @@ def test_what_changes_nothing_is_not_told_of(
     assert told(events_redis) == []
 
 
-@pytest.fixture(params=["refuses", "hangs", "spoilt", "full"])
+@pytest.fixture(params=["refuses", "hangs", "spoilt", "full", "sentinel refuses", "sentinel hangs"])
 def away(request: pytest.FixtureRequest, valkey: str, events_redis: Any) -> Iterator[str]:
     """The URL of a Redis that takes no word of it."""
     if request.param == "spoilt":
@@ -85,19 +86,23 @@ def away(request: pytest.FixtureRequest, valkey: str, events_redis: Any) -> Iter
         return
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        if request.param == "hangs":
+        if request.param.endswith("hangs"):
             server.listen()
-        yield f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        place = f"127.0.0.1:{server.getsockname()[1]}/0"
+        sentinel = request.param.startswith("sentinel")
+        yield f"sentinel://{place}?name=onward" if sentinel else f"redis://{place}"
 
 
 def test_a_change_is_kept_whatever_redis_does(
     empty_database: Engine, hook: str, away: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    began = time.monotonic()
     with (
         caplog.at_level(logging.WARNING),
         changing(empty_database, load_settings({}, redis_url=away)) as connection,
     ):
         integrations.set_status(connection, hook, 1, "op")
+    assert time.monotonic() - began < 2 * TELL_SECONDS + 1
     with reading(empty_database) as connection:
         assert integrations.get(connection, hook).active == 1
     (said,) = caplog.messages
