@@ -73,10 +73,12 @@ class Takeover:
         began = time.monotonic()
         grown = await self.state.grown([shard.keys for shard in shards])
         for shard, counts in zip(shards, grown, strict=True):
-            for raw, count in () if shard.lost else counts.items():
+            for raw, count in counts.items():
                 integration = await self._find(raw.decode(), began)
+                if shard.lost:
+                    break
                 if integration is None:
-                    await self._orphan(shard, raw.decode())
+                    await self._orphan(shard, raw.decode(), began)
                 else:
                     pipeline = self.dispatcher.pipeline_of(shard, integration)
                     self.dispatcher.grew(pipeline, int(count))
@@ -91,8 +93,10 @@ class Takeover:
         shard.progress = read_progress(await redis.hgetall(keys.progress))
         for raw in {*await redis.zrange(keys.due, 0, -1), *await redis.hkeys(keys.wanted)}:
             integration = await self._find(raw.decode(), began)
+            if shard.lost:  # and perhaps ours again, with pipelines of its own
+                return
             if integration is None:
-                await self._orphan(shard, raw.decode())
+                await self._orphan(shard, raw.decode(), began)
                 continue
             pipeline = self.dispatcher.pipeline_of(shard, integration)
             await lane.load(redis, pipeline)
@@ -103,8 +107,7 @@ class Takeover:
     async def _find(self, integration_id: str, began: float) -> Integration | None:
         """Return an integration; None where what was read since `began` (monotonic) has none.
 
-        One that was made a moment ago would seem deleted. While the database is away, what is known
-        must do.
+        One that was made a moment ago would seem deleted. None too while the database is away.
         """
         while (found := self.directory.get(integration_id)) is None:
             if self.directory.holds_from > began or time.monotonic() > began + CHANGED_SECONDS:
@@ -113,9 +116,12 @@ class Takeover:
             await asyncio.sleep(LOOK_SECONDS)
         return found
 
-    async def _orphan(self, shard: Shard, integration_id: str) -> None:
-        """A lane without an integration: if it was deleted, what waits there has expired."""
-        if not self.directory.usable:
+    async def _orphan(self, shard: Shard, integration_id: str, began: float) -> None:
+        """A lane without an integration: if it was deleted, what waits there has expired.
+
+        Where nothing was read since `began`, nobody says so: it stays for who is next to look.
+        """
+        if self.directory.holds_from <= began:
             return
         keys, cursor = shard.keys, b"-"
         name = keys.lane(integration_id)

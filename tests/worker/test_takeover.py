@@ -115,6 +115,58 @@ async def test_what_was_made_a_moment_ago_was_not_deleted() -> None:
     assert await takeover._find("deleted", time.monotonic()) is None
 
 
+class Lanes:
+    """A store with one lane, of `young`."""
+
+    async def hgetall(self, _name: str) -> dict[bytes, bytes]:
+        return {}
+
+    async def zrange(self, *_: Any) -> list[bytes]:
+        return [b"young"]
+
+    async def hkeys(self, _name: str) -> list[bytes]:
+        return []
+
+    async def xrange(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
+
+def loading(directory: Any) -> tuple[Takeover, list[Shard]]:
+    """Return who takes over a shard with that lane, and the shards for which pipelines are made."""
+    made: list[Shard] = []
+    dispatcher = SimpleNamespace(
+        directory=directory, clock=None, pipeline_of=lambda shard, _: made.append(shard)
+    )
+    router = SimpleNamespace(dispatcher=dispatcher)
+    reader: Any = SimpleNamespace(router=router, state=SimpleNamespace(redis=Lanes()), token="ours")
+    return Takeover(reader, lambda: False), made
+
+
+async def test_who_loses_the_shard_meanwhile_makes_no_pipeline() -> None:
+    """It may be ours again by then, and would have another in its place."""
+    shard = Shard(Keys(1), opening=True)
+
+    class Losing(Directory):
+        def ask(self) -> None:
+            super().ask()
+            shard.lost = True
+
+    takeover, made = loading(Losing())
+    await takeover._load(shard)
+    assert made == []
+
+
+async def test_while_the_database_is_away_nobody_is_taken_for_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.takeover.CHANGED_SECONDS", 0)
+    directory = SimpleNamespace(holds_from=0.0, usable=True, get=lambda _: None, ask=lambda: None)
+    takeover, made = loading(directory)
+    shard = Shard(Keys(1), opening=True)
+    await takeover._load(shard)
+    assert (made, shard.commands) == ([], [])
+
+
 def test_a_shard_begins_with_a_look() -> None:
     """An answer to our last lease's reading may have come after its entries were taken over."""
     assert Shard(Keys(1)).unsure
