@@ -33,7 +33,14 @@ from worker.store.database import make_engine, reading
 from worker.store.deliveries import list_deliveries
 from worker.store.models import Delivery
 from worker.store.schema import upgrade
-from worker.supervisor import STOP_SECONDS, Part, Supervisor, onward, wait_for_http
+from worker.supervisor import (
+    STOP_SECONDS,
+    Part,
+    Supervisor,
+    ending_signals,
+    onward,
+    wait_for_http,
+)
 
 PROJECT = "prj_demo"
 USERS = 24
@@ -131,11 +138,12 @@ def _service(stage: Stage) -> Iterator["Demo"]:
 
 @contextmanager
 def _own_environment() -> Iterator[None]:
-    """Hide the settings of another service, and take SIGTERM like Ctrl-C."""
+    """Hide the settings of another service, and take whatever tells to end like Ctrl-C."""
     hidden = {name: value for name, value in os.environ.items() if name.startswith("ONWARD_")}
     for name in hidden:
         del os.environ[name]
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    told = (signal.SIGINT, *ending_signals())
+    before = {number: signal.signal(number, _stop) for number in told}
     try:
         yield
     finally:
@@ -145,7 +153,7 @@ def _own_environment() -> Iterator[None]:
 
 
 def _stop(_number: int, _frame: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # once is enough; what follows is tidying up
+    for number in (signal.SIGINT, *ending_signals()):  # once is enough; what follows is tidying up
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -1,5 +1,6 @@
 """`onward up`: all parts in one go, each a process; a part that dies is started again."""
 
+import ctypes
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 10.0
 STOP_SECONDS = 30.0
+PR_SET_PDEATHSIG = 1  # https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 
 
 @dataclass
@@ -36,14 +39,20 @@ class Part:
     patience: float = STOP_SECONDS  # how long it may take to end before it is killed
 
     def start(self, log_file: Path) -> None:
-        """Start it, in a session of its own: a terminal's interrupt is ours to pass on."""
+        """Start it, in a session of its own: a terminal's interrupt is ours to pass on.
+
+        It holds what was made inheritable, a lock for instance. On Linux it is told to end when the
+        thread that starts it is gone, however that came.
+        """
         with log_file.open("ab") as output:
             self.process = subprocess.Popen(  # noqa: S603  our own programs
                 self.command,
                 env={**os.environ, **self.environment},
                 stdout=output,
                 stderr=output,
+                close_fds=False,
                 start_new_session=True,
+                preexec_fn=partial(_end_after, os.getpid()),  # noqa: PLW1509  it takes no lock
             )
         self.started = time.monotonic()
 
@@ -51,6 +60,17 @@ class Part:
     def running(self) -> bool:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
+
+
+def _end_after(parent: int) -> None:
+    """Have this process told to end after its parent, which may be gone by now."""
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # found before the fork
 
 
 class Supervisor:
@@ -74,7 +94,7 @@ class Supervisor:
 
     def watch(self) -> None:
         """Start again what dies, until `stop` is asked for by signal."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *ending_signals()):
             signal.signal(number, self._asked)
         while not self.stopping:
             time.sleep(0.2)
@@ -108,6 +128,12 @@ class Supervisor:
                 self._say(f"{part.name} did not end in {part.patience:.0f} s; killing it")
                 os.killpg(part.process.pid, signal.SIGKILL)
                 part.process.wait()
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Return what tells a service to end, the terminal's closing too, unless `nohup` says no."""
+    hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, *([signal.SIGHUP] if hung_up else [])]
 
 
 def onward(*arguments: str) -> list[str]:

@@ -1,10 +1,13 @@
 """`onward up`, `worker`, `api`, `migrate`: running the service, whole or in parts."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import sys
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +17,8 @@ import typer
 from worker.cli.output import Failure
 
 PANEL = "Run"
+LOCK = "up.lock"  # held by `onward up` and all it starts
+LEFT_SECONDS = 45.0  # for what a killed one left; more than it takes to stop
 
 
 def register(app: typer.Typer) -> None:
@@ -43,14 +48,15 @@ def up(
     from worker.store.schema import upgrade  # noqa: PLC0415
     from worker.store.secrets import embedded_admin_key, keyring_of  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, _end)  # until the keeper watches
+    for ending in parts.ending_signals():
+        signal.signal(ending, _end)  # until the keeper watches
     folder = Path(os.environ.get("ONWARD_DATA_DIR", "var")).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_a_second(folder / STATE_FILE)
+    _hold(folder / LOCK, folder / STATE_FILE)
     (folder / STATE_FILE).unlink(missing_ok=True)
     port = _free(port)
     given: dict[str, Any] = {"data_dir": str(folder)}
-    keeper = parts.Supervisor(folder / "log", typer.echo)
+    keeper = parts.Supervisor(folder / "log", _say)
     try:
         if "ONWARD_REDIS_URL" not in os.environ:
             redis_port = _free(0)
@@ -102,7 +108,7 @@ def up(
         _announce(settings, port, metrics_ports[0], folder, sample)
         keeper.watch()
     finally:
-        typer.echo("Stopping …")
+        _say("Stopping …")
         keeper.stop()
         (folder / STATE_FILE).unlink(missing_ok=True)
 
@@ -157,16 +163,53 @@ def _warn_of_misspelt() -> None:
         typer.echo(f"onward: {line}", err=True)
 
 
-def _refuse_a_second(state: Path) -> None:
+def _say(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        typer.echo(line)
+
+
+def _hold(lock: Path, state: Path) -> None:
+    """Hold a folder until this process and all it starts have ended: its files are for one service.
+
+    Raises:
+        Failure: another service runs there, or its processes do not end.
+    """
+    held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(held, True)  # the parts hold it too
+    if _locked(held):
+        return
+    if pid := _running(state):
+        raise Failure(
+            f"Onward runs here already (process {pid}). "
+            "Stop it, or set ONWARD_DATA_DIR to another folder."
+        )
+    typer.echo("Waiting for what another `onward up` had started to end …", err=True)
+    deadline = time.monotonic() + LEFT_SECONDS
+    while not _locked(held):
+        if time.monotonic() > deadline:
+            raise Failure(
+                f"Processes of another `onward up` still run: `lsof {lock}` names them. "
+                "End them, or set ONWARD_DATA_DIR to another folder."
+            )
+        time.sleep(0.2)
+
+
+def _locked(held: int) -> bool:
     try:
-        pid = json.loads(state.read_text())["pid"]
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _running(state: Path) -> int | None:
+    """Return the process whose state that is, if it runs."""
+    try:
+        pid = int(json.loads(state.read_text())["pid"])
         os.kill(pid, 0)
     except (OSError, ValueError, KeyError):
-        return
-    raise Failure(
-        f"Onward runs here already (process {pid}). "
-        "Stop it, or set ONWARD_DATA_DIR to another folder."
-    )
+        return None
+    return pid
 
 
 def _free(port: int) -> int:
