@@ -98,16 +98,14 @@ class Router:
     def _begin(self, shard: Shard, read: _Read) -> bool:
         """Return whether an entry is for anybody, as far as is known."""
         entry_id, accepted, _, event = read
-        place, since = (event.project_id, event.platform), time.monotonic()
         if traces.on and entry_id not in shard.progress:
             traces.on.intake(event, accepted, self.clock.now_ms())
-        if place in self._unrouted:  # first those before it
-            self._route_waiting(place)
-        known = place not in self._unrouted and self._knows(place[0], since)
-        if known and self._route(shard, read):
+        must_wait = (self._unrouted or self._changed) and self._must_wait(event)
+        if not must_wait and self._route(shard, read):
             return True
         shard.entries[entry_id] = Entry(entry_id, [], accepted)
-        self._unrouted.setdefault(place, deque()).append((since, shard, read))
+        place = event.project_id, event.platform
+        self._unrouted.setdefault(place, deque()).append((time.monotonic(), shard, read))
         self._waiting += 1
         self.directory.ask()
         if self._waiting > MOST_UNROUTED:  # who has most of them pays
@@ -138,10 +136,15 @@ class Router:
     def changed(self, projects: Sequence[str]) -> None:
         """Let events of these projects wait until the configuration has been read since."""
         if projects:
-            known = self.directory.holds_from
-            self._changed = {name: at for name, at in self._changed.items() if at >= known}
             self._changed |= dict.fromkeys(projects, time.monotonic())
             self.directory.ask()
+
+    def _must_wait(self, event: Event) -> bool:
+        """Whether others of its place wait, or not enough is known; first, those before it go."""
+        place = event.project_id, event.platform
+        if place in self._unrouted:
+            self._route_waiting(place)
+        return place in self._unrouted or not self._knows(place[0], since=time.monotonic())
 
     def _knows(self, project: str, since: float) -> bool:
         """Whether an event that came then may be routed by what is known of its project.
@@ -160,6 +163,8 @@ class Router:
         """
         for place in list(self._unrouted):
             self._route_waiting(place)
+        known = self.directory.holds_from
+        self._changed = {name: at for name, at in self._changed.items() if at >= known}
 
     def _route_waiting(self, place: _Place) -> None:
         """Route the events that wait at a place, in order, until one must wait on."""
