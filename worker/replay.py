@@ -68,7 +68,8 @@ def choose(
 
     Not those of integrations that are off or deleted: nothing would come of it. With `force` also
     those replayed before, and malformed ones: they go to the intake as they are, and will be
-    malformed again unless the decoder is another by now.
+    malformed again unless the decoder is another by now. Not where a project is given: that an
+    event is the project's own is but what it says, and it may be poison.
     """
     found = headings(
         connection,
@@ -81,7 +82,8 @@ def choose(
     states = _states(connection)
     choice = Choice()
     for row in found:
-        why = _refusal(row, states, force=force)
+        may_force = force and (project_id is None or row.integration_id is not None)
+        why = _refusal(row, states, force=may_force)
         if why:
             choice.refused[why] += 1
         else:

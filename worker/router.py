@@ -2,14 +2,18 @@
 
 import asyncio
 import base64
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import msgspec
+
 from providers.kit import Event
 from providers.kit.decode import InvalidEvent, decode
 from providers.kit.interface import dump_text
+from providers.kit.reader import ID, PROJECT
 from worker import metrics, traces
 from worker.dispatch import Dispatcher
 from worker.journal import Letter, Row
@@ -17,6 +21,7 @@ from worker.shard import Entry, Shard
 
 A_TURN = 32  # events; then what came back meanwhile is seen to
 MOST_UNROUTED = 1_024  # events of 8 KB each
+MOST_NAMED = 1_048_576  # bytes; to look for a name takes 5 ms of these, in which others wait
 CHANGED_SECONDS = 5.0  # a change is known after 2.3 at most; later the database is away
 _Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
 _Place: TypeAlias = tuple[str, str]  # project, store: what an integration gets events of
@@ -70,7 +75,7 @@ class Router:
                 continue
             raw = fields.get(b"event")
             if raw is None:
-                fault = {"path": "", "message": 'the stream entry has no field "event"'}
+                fault = {"path": "", "message": 'is missing: the entry has no field "event"'}
                 _malformed(shard, entry_id, _fields_text(fields), [fault])
                 continue
             accepted = _accepted(entry_id)
@@ -227,15 +232,38 @@ def set_apart(  # noqa: PLR0917  a letter has that much to say
     message: str,
     faults: str | None = None,
 ) -> None:
-    """Make a dead letter of an entry that is for no integration."""
+    """Make a dead letter of an entry that is for no integration, by what name it has."""
+    project_id, event_id = _name_of(raw)
     shard.page.letters.append(
         Letter(
-            None, None, None, None, reason, message, faults, raw, None, None, None, 0,
+            project_id, None, event_id, None, reason, message, faults, raw, None, None, None, 0,
             _accepted(entry_id),
         )
     )  # fmt: skip
     shard.tallies["*", reason] += 1
     shard.ack(entry_id)
+
+
+class _Named(msgspec.Struct):
+    """What an event that will not do may still say of itself."""
+
+    id: Any = None
+    project_id: Any = None
+
+
+def _name_of(raw: bytes) -> tuple[str | None, str | None]:
+    """Return the project and the id in any bytes; None for each that is not well formed."""
+    if len(raw) > MOST_NAMED:
+        return None, None
+    try:
+        said = msgspec.json.decode(raw, type=_Named)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, None
+    return _matching(PROJECT, said.project_id), _matching(ID, said.id)
+
+
+def _matching(pattern: re.Pattern[str], text: Any) -> str | None:
+    return text if isinstance(text, str) and pattern.fullmatch(text) else None
 
 
 def _malformed(shard: Shard, entry_id: bytes, raw: bytes, faults: list[dict[str, str]]) -> None:

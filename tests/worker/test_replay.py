@@ -118,6 +118,15 @@ def test_what_nothing_would_come_of_is_refused_with_the_reason(engine: Engine, h
         assert set(choose(connection, ids=ids, force=True).ids) == {good, *ids[3:]}
 
 
+def test_what_is_a_projects_by_its_own_word_is_not_its_to_send(engine: Engine) -> None:
+    id_ = letter(engine, reason="poison", event_id="evt-1")
+    with reading(engine) as connection:
+        of_project = choose(connection, project_id=PROJECT, ids=[id_], force=True)
+        assert (of_project.ids, of_project.refused) == ([], {NO_INTEGRATION: 1})
+        assert choose(connection, ids=[id_]).refused == {NO_INTEGRATION: 1}
+        assert choose(connection, ids=[id_], force=True).ids == [id_]
+
+
 def test_an_integration_paused_meanwhile_gets_nothing(
     redis: Any, engine: Engine, hook: str
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.stack import PROJECT, Stack, eventually
 from worker import router as routing
-from worker.router import MOST_UNROUTED, Router
+from worker.router import MOST_NAMED, MOST_UNROUTED, Router
 from worker.sample import events
 from worker.settings import load_settings
 from worker.shard import Shard
@@ -130,6 +130,43 @@ async def test_a_later_one_does_not_overtake_one_that_waits(
     await router.accept([(shard, second)])
     router.route_late()
     assert offered == ids_of([*first, *second])
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("raw", "project", "event"),
+    [
+        (b'{"id": "evt-3", "project_id": "prj_a"}', "prj_a", "evt-3"),
+        (b'{"id": "evt-3", "project_id": "prj_a", "properties": "' + b"x" * 70_000 + b'"}',
+         "prj_a", "evt-3"),
+        (b'{"id": "evt-3", "project_id": 5}', None, "evt-3"),
+        (b'{"id": "evt 3", "project_id": "prj_a"}', "prj_a", None),
+        (b'{"id": "' + b"e" * 129 + b'", "project_id": "prj/a"}', None, None),
+        (b'{"id": "evt-3", "project_id": "prj_a"', None, None),
+        (b'["evt-3"]', None, None),
+        (b"\xff\x00", None, None),
+        (b"", None, None),
+        (b'{"id": ' + b"9" * 10_000 + b"}", None, None),
+        (b'{"id": ' + DEEP, None, None),
+        (b'{"x": ' + DEEP, None, None),
+        (b'{"id": "evt-3", "x": "' + b"x" * MOST_NAMED + b'"}', None, None),
+    ],
+)  # fmt: skip
+async def test_a_malformed_event_is_kept_by_what_name_it_has(
+    router: Router, shard: Shard, raw: bytes, project: str | None, event: str | None
+) -> None:
+    await router.accept([(shard, [(b"1-0", {b"event": raw})])])
+    (letter,) = shard.page.letters
+    assert (letter.reason, letter.body) == ("malformed", raw)
+    assert (letter.project_id, letter.integration_id, letter.event_id) == (project, None, event)
+
+
+async def test_an_entry_without_an_event_says_so(router: Router, shard: Shard) -> None:
+    await router.accept([(shard, [(b"1-0", {b"evt": b"{}"})])])
+    (letter,) = shard.page.letters
+    assert letter.message == 'event is missing: the entry has no field "event"'
 
 
 def ids_of(found: list[Any]) -> list[str]:

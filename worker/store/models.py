@@ -171,7 +171,7 @@ class Delivery(Base):
 
 
 class DeadLetter(Base):
-    """What was given up: the event's exact bytes, and why. Null ids: never decoded."""
+    """What was given up: the event's exact bytes, and why. Null ids: they are not known."""
 
     __tablename__ = "dead_letters"
     __table_args__ = (

@@ -241,6 +241,21 @@ def test_dead_letters(project: Project, admin: Project, other: Project, engine: 
     assert (shown["body"], shown["body_encoding"]) == ("/w==", "base64")
 
 
+def test_a_malformed_event_of_its_own_is_seen_and_not_sent_again(
+    project: Project, admin: Project, other: Project, engine: Engine
+) -> None:
+    letter = {"reason": "malformed", "project_id": "prj_a", "event_id": "e3"}
+    whole = {**letter, "body": b'{"id":"e3","project_id":"prj_a"}', "created_at": AT}
+    assert record_rows(engine, 0, None, "1", dead_letters=[whole])
+    (mine,) = project("GET", f"{OPS}/deadletters?event=e3").json()["data"]
+    assert other("GET", f"{OPS}/deadletters?event=e3").json()["data"] == []
+    assert other("GET", f"{OPS}/deadletters/{mine['id']}").status_code == 404
+    again = {"ids": [mine["id"]], "force": True, "dry_run": True}
+    refused = project("POST", f"{OPS}/deadletters/replay", again).json()
+    assert (refused["chosen"], refused["left_out"][0]["count"]) == (0, 1)
+    assert admin("POST", f"{OPS}/deadletters/replay", again).json()["chosen"] == 1
+
+
 def test_the_audit_log_says_who(project: Project, admin: Project, keys: Keys) -> None:
     made = project.create()
     admin("PUT", settings_url(made), {"api_key": SECRET})

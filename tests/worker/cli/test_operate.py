@@ -174,6 +174,18 @@ def test_why_tells_where_an_event_went_and_why_not_elsewhere(
         assert part in text
 
 
+def test_why_knows_a_malformed_event(
+    onward: Command, engine: Engine, make: Callable[..., str]
+) -> None:
+    hook = make()
+    number = letter(engine, reason="malformed", event_id="evt-3")
+    text = onward("why", "evt-3").out
+    assert f"Dead letter {number}: malformed" in text
+    assert onward("why", "evt-3", hook, "--json").json["absent"] == {
+        hook: "it reached no integration: see its dead letter"
+    }
+
+
 def test_why_knows_who_was_paused_when_the_event_came(
     onward: Command, engine: Engine, make: Callable[..., str]
 ) -> None:
