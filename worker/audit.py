@@ -12,17 +12,17 @@ Where Redis was emptied, its counts begin anew and the first line still tells wh
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import Engine
 
-from worker.journal import PAGE, unpack
+from worker.journal import PAGE, Outcome, unpack
 from worker.record import tallies_of
 from worker.state import UNSHARDED, Keys
 from worker.store.database import reading
 from worker.store.deliveries import last_recorded, list_tallies
 
-ENDS = ("delivered", "skipped", "rejected", "expired")
+ENDS: tuple[str, ...] = get_args(Outcome)
 COUNTS = ("accepted", *ENDS)
 NOBODY = "*"  # tallies of events that reach no integration
 

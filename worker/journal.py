@@ -1,7 +1,10 @@
 """What a commit tells the database: one packed page, written with the acknowledgement."""
 
+from typing import Literal, TypeAlias
+
 import msgspec
 
+Outcome: TypeAlias = Literal["delivered", "skipped", "rejected", "expired"]
 PAGE = b"p"  # the journal entry's one field
 
 

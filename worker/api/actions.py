@@ -147,7 +147,7 @@ def replay_dead_letters(who: Operator, here: Here, body: Body) -> dict[str, Any]
     `has_more` is true, and the same body with `after` set to `next_after` goes on.
     """
     wanted = read_model(Replay, body)
-    project_id = who.project_id or wanted.project
+    project_id = who.reach(wanted.project)
     with reading(here.engine) as connection:
         if wanted.integration:
             integrations.get(connection, wanted.integration, who.project_id)

@@ -18,6 +18,7 @@ from worker import changing
 from worker.api.errors import forbidden, too_many_requests, unauthorized
 from worker.settings import WorkerSettings
 from worker.store.database import now, reading
+from worker.store.errors import NotFound
 from worker.store.projects import USED_EVERY, project_of_key, touch_key
 from worker.store.secrets import KeyRing
 
@@ -106,6 +107,12 @@ class Principal:
 
     actor: str
     project_id: str | None
+
+    def reach(self, project: str | None) -> str | None:
+        """Return the project to look in (None: all); raise NotFound for another's."""
+        if self.project_id and project not in (None, self.project_id):
+            raise NotFound(f"No project {project}")
+        return self.project_id or project
 
 
 def project_of_request(request: Request, here: Here) -> Principal:

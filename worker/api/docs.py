@@ -88,7 +88,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         errors |= WITH_BODY
     elif unwanted and path.startswith("/ops/"):
         errors["400"] = "A parameter is faulty"
-    if "{" in path or path.endswith("/replay"):
+    names = {parameter["name"] for parameter in operation.get("parameters", ())}
+    if "{" in path or path.endswith("/replay") or "project" in names:
         errors["404"] = "Unknown, deleted, or another project's"
     if (path, method) == ("/v4/integrations", "post"):
         errors["409"] = "The Idempotency-Key was used with another body"

@@ -9,12 +9,13 @@ from starlette.convertors import register_url_convertor
 
 from providers.kit import read_settings
 from worker.api.actions import prove
-from worker.api.auth import Here, Operator, Principal, principal_of_request
+from worker.api.auth import Here, Operator, principal_of_request
 from worker.api.body import Body
 from worker.api.dossier import dossier_of
 from worker.api.records import AuditEntry, DeadLetterObject, DeadLetterWhole, DeliveryObject
 from worker.api.schemas import ID, LARGEST, WORD, IntegrationObject, NewStatus, schema_of
 from worker.api.v4 import IntegrationId, all_but, status_of
+from worker.journal import Outcome
 from worker.registry import all_providers, provider_of
 from worker.store import audit, dead_letters, deliveries, integrations, projects
 from worker.store.checks import shown_settings
@@ -31,11 +32,6 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 KeepHours = Annotated[int, Query(ge=0, le=24 * 30)]
 register_url_convertor("letter_id", all_but("replay"))
 LetterId = Annotated[int, Path(ge=1, le=LARGEST)]
-
-
-def _reach(who: Principal, project: str | None) -> str | None:
-    """Return the project to look in: a key's own, whatever it asks for."""
-    return who.project_id or project
 
 
 def _listed(url: str, rows: list[Any], limit: int) -> dict[str, Any]:
@@ -84,7 +80,7 @@ def list_projects(who: Operator, here: Here) -> dict[str, Any]:
 def list_integrations(who: Operator, here: Here, project: Id = None) -> dict[str, Any]:
     """Return integrations as in v4, each with its project and slug."""
     with reading(here.engine) as connection:
-        rows = integrations.list_of(connection, _reach(who, project))
+        rows = integrations.list_of(connection, who.reach(project))
     data = [_beyond_v4(row) for row in rows]
     return {"object": "list", "url": "/ops/v1/integrations", "data": data, "has_more": False}
 
@@ -208,7 +204,7 @@ def list_deliveries(
     project: Id = None,
     integration: Id = None,
     event: Id = None,
-    outcome: Word = None,
+    outcome: Outcome | None = None,
     before: Before = None,
     limit: Limit = 100,
 ) -> dict[str, Any]:
@@ -216,7 +212,7 @@ def list_deliveries(
     with reading(here.engine) as connection:
         rows = deliveries.list_deliveries(
             connection,
-            project_id=_reach(who, project),
+            project_id=who.reach(project),
             integration_id=integration,
             event_id=event,
             outcome=outcome,
@@ -243,7 +239,7 @@ def list_dead_letters(
     with reading(here.engine) as connection:
         rows = dead_letters.list_dead_letters(
             connection,
-            project_id=_reach(who, project),
+            project_id=who.reach(project),
             integration_id=integration,
             event_id=event,
             reason=reason,
@@ -277,7 +273,7 @@ def list_audit(
     with reading(here.engine) as connection:
         rows = audit.list_rows(
             connection,
-            project_id=_reach(who, project),
+            project_id=who.reach(project),
             integration_id=integration,
             before_id=before,
             limit=limit,

@@ -1,14 +1,14 @@
 """`onward deliveries`: how events ended."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from worker.cli.output import AsJson, print_json, print_table
 from worker.cli.store import looking
+from worker.journal import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="How events ended.")
-Outcome = Literal["delivered", "skipped", "rejected", "expired"]
 
 
 @app.command("list", epilog="onward deliveries list --integration c9VdLs3H --outcome rejected")

@@ -221,6 +221,9 @@ def test_the_record(project: Project, engine: Engine) -> None:
     assert first["data"] + rest["data"] == found["data"]
     skipped = project("GET", f"{OPS}/deliveries?outcome=skipped&event=e2").json()["data"]
     assert [row["event_id"] for row in skipped] == ["e2"]
+    unknown = project("GET", f"{OPS}/deliveries?outcome=sent")
+    assert unknown.status_code == 400
+    assert [fault["field"] for fault in unknown.json()["error"]["details"]] == ["outcome"]
 
 
 def test_dead_letters(project: Project, admin: Project, other: Project, engine: Engine) -> None:
@@ -316,9 +319,11 @@ def test_a_projects_key_reaches_its_own_alone(
     ):
         assert other(method, path, body).status_code == 404
     for path in ("integrations", "deliveries", "deadletters", "audit"):
-        for query in ("", "?project=prj_a"):
+        for query in ("", "?project=prj_b"):
             rows = other("GET", f"{OPS}/{path}{query}").json()["data"]
             assert all(row["project_id"] == "prj_b" for row in rows)
+        refused = other("GET", f"{OPS}/{path}?project=prj_a")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
         assert any(
             row["project_id"] == "prj_a" for row in admin("GET", f"{OPS}/{path}").json()["data"]
         )
