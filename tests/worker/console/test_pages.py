@@ -13,7 +13,16 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from providers.kit import Request, Response
-from tests.worker.console.conftest import KEYS, PROJECT, Browser, made, recorded, suspended, waits
+from tests.worker.console.conftest import (
+    AT,
+    KEYS,
+    PROJECT,
+    Browser,
+    made,
+    recorded,
+    suspended,
+    waits,
+)
 from worker import trial
 from worker.incidents import Fare, key, pack
 from worker.state import CHANGES, OWNERS
@@ -264,6 +273,20 @@ def test_dead_letters_are_listed_filtered_and_shown_whole(
         assert words in one, words
 
 
+def test_a_malformed_event_is_shown_with_its_faults(
+    operator: Browser, empty_database: Engine
+) -> None:
+    faults = [{"path": "event_name", "message": "is required"}, {"path": "", "message": "is odd"}]
+    letter: dict[str, Any] = {"reason": "malformed", "project_id": PROJECT, "event_id": "e3"}
+    letter |= {"body": b"{}", "faults": json.dumps(faults), "created_at": AT}
+    tried = {**letter, "reason": "bad_request", "faults": None, "attempts": 1}
+    assert record_rows(empty_database, 0, None, "1", dead_letters=[letter, tried])
+    one = seen(operator.get("/console/deadletters/1").text)
+    assert "Fault event_name is required Fault event is odd" in one
+    assert re.search(r"after 1 attempt\b", seen(operator.get("/console/deadletters/2").text))
+    assert "/console/deadletters/1" in operator.get("/console/events", q="e3").text
+
+
 def test_a_replay_is_previewed_and_then_goes_on_to_the_end(
     operator: Browser, empty_database: Engine, events_redis: Any, hook: str
 ) -> None:
@@ -368,8 +391,9 @@ def test_nothing_that_others_wrote_is_markup(
     operator: Browser, empty_database: Engine, events_redis: Any
 ) -> None:
     evil = made(empty_database, HOSTILE)
+    faults = [{"path": HOSTILE, "message": HOSTILE}]
     recorded(empty_database, evil, message=HOSTILE, request=HOSTILE, response=HOSTILE,
-             faults=[HOSTILE, {"a": HOSTILE}], reason=HOSTILE, event_name=HOSTILE)  # fmt: skip
+             faults=faults, reason=HOSTILE, event_name=HOSTILE)  # fmt: skip
     suspended(empty_database, evil, HOSTILE)
     waits(events_redis, evil, 1)
     paths = ("", "/integrations", f"/integrations/{evil}", "/deadletters", "/deadletters/1",
