@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from worker.api.auth import RateLimit
 from worker.console import actions, routes
@@ -20,7 +21,9 @@ class Desk:
 
 
 def install_console(app: FastAPI) -> None:
-    """Add the console to an application."""
+    """Add the console to an application; `/` leads there, if there is a key to sign in with."""
     app.state.console = Desk()
+    if app.state.services.settings.admin_key is not None:
+        app.add_api_route("/", lambda: RedirectResponse("/console"), include_in_schema=False)
     app.include_router(routes.router)
     app.include_router(actions.router)

@@ -483,7 +483,7 @@ def test_delete_is_final(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v4", "/v5/integrations", URL + "/", URL + "/a1/status/", URL + "/a1/x", "/docs"]
+    "path", ["/v4", "/v5/integrations", URL + "/", URL + "/a1/status/", URL + "/a1/x", "/docs"]
 )
 def test_unknown_urls(project: Project, path: str) -> None:
     assert fault(project("GET", path)) == (404, "request", "invalid_request")

@@ -161,6 +161,11 @@ def test_signing_in_leads_nowhere_else(path: str) -> None:
     assert safe_next(path) == "/console"
 
 
+def test_the_root_leads_to_the_console(stranger: Browser) -> None:
+    answer = stranger.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/console")
+
+
 def test_without_an_admin_key_there_is_no_way_in(stranger: Browser, app: FastAPI) -> None:
     services = app.state.services
     open_to_nobody = WorkerSettings.model_validate({"data_dir": services.settings.data_dir})
