@@ -194,7 +194,10 @@ def _learned(item: Any) -> dict[str, Any]:
 
 
 def _health(page: Page) -> dict[str, dict[str, Any]]:
-    """Return the last delivery and the failures since of every integration in the page."""
+    """Return the last delivery and the failures since of every integration in the page.
+
+    A rejected event is one, and so is a failed round, of however many events.
+    """
     delivered: dict[str, int] = {}
     for row in page.rows:
         if row.outcome == "delivered" and row.finished_at > delivered.get(row.integration_id, 0):

@@ -59,7 +59,9 @@ class IntegrationObject(BaseModel):
     last_delivery_at: str | None = Field(description="Last successful delivery; null: never")
     last_error_at: str | None
     last_error_message: str | None
-    delivery_error_count: int = Field(ge=0, description="Failures since the last delivery")
+    delivery_error_count: int = Field(
+        ge=0, description="Failures since the last delivery: rejected events and failed rounds"
+    )
 
     @classmethod
     def of(cls, row: Integration) -> "IntegrationObject":

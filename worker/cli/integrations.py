@@ -85,7 +85,7 @@ def show(integration_id: Id, *, json: AsJson = False) -> None:
             "last error": error.get("message"),
             "last error at": error.get("last_at"),
             "failing since": error.get("first_at"),
-            "failures": shown["delivery_error_count"] or "",
+            "failures": _failures(shown["delivery_error_count"]),
             "dead letters": error.get("dead_letters") or "",
             "remedy": error.get("remedy") if shown["delivery_error_count"] else "",
             "waiting": f"{waiting['events']:,} events" if waiting else "(Redis does not answer)",
@@ -96,6 +96,11 @@ def show(integration_id: Id, *, json: AsJson = False) -> None:
     if shown["active"] == 2:
         note(f"onward integrations settings {integration_id} --set FILE")
         note(f"onward integrations activate {integration_id}")
+
+
+def _failures(count: int) -> str:
+    words = "rejected events and failed rounds since the last delivery"
+    return f"{count:,} {words}" if count else ""
 
 
 def _dossier(integration_id: str) -> dict[str, Any]:
@@ -121,7 +126,8 @@ def create(
     platform: Annotated[Store, typer.Option(help="The store whose events it gets.")],
     title: Annotated[str, typer.Option(help="For people; 1 to 255 characters.")],
     settings: Annotated[
-        str | None, typer.Option(help="JSON object of the slug's settings; - is stdin.")
+        str | None,
+        typer.Option(metavar="FILE", help="JSON object of the slug's settings; - is stdin."),
     ] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Start it at once.")] = False,
     json: AsJson = False,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from tests.worker.cli.run import Ran, run
 from worker.sandbox.app import Sandbox, serve
@@ -178,6 +178,8 @@ def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(
         at = datetime(2026, 1, 1, tzinfo=UTC)
         words = "400 from Amplitude: Invalid API key"
         assert suspend(connection, made["id"], 0, message=words, reason="unauthorized", at=at)
+        counted = text("UPDATE integrations SET delivery_error_count = 29")
+        connection.execute(counted)
     lane = Keys(shard_of("prj_lumen", 32)).lane(made["id"])
     for accepted in (1767225600000, 1767225660000):
         redis.xadd(lane, {"e": "{}", "t": accepted}, id=f"{accepted}-0")
@@ -187,9 +189,10 @@ def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(
     waiting = told["dossier"]["waiting"]
     assert (waiting["events"], waiting["oldest_since"]) == (2, "2026-01-01T00:00:00Z")
     ran = onward("integrations", "show", made["id"])
-    text = " ".join((ran.out + ran.err).split())
+    shown = " ".join((ran.out + ran.err).split())
     for part in ("suspended", words, "2 events", f"onward integrations activate {made['id']}"):
-        assert part in text
+        assert part in shown
+    assert "29 rejected events and failed rounds since the last delivery" in shown
     assert words in onward("integrations", "list").out
 
 
