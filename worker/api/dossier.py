@@ -31,6 +31,9 @@ REMEDIES = {
 THEN = ", then activate"  # not where it is active
 AS_NAMED = "Put right what the message names, in the settings or at {title}, then activate."
 WAIT = "Nothing to do while it is tried again; if it stays, ask {title}'s status page."
+WAIT_FOR_OWN = (
+    "Nothing to do while it is tried again; if it stays, look at the receiver and its log."
+)
 INCIDENT = "{title} fails for others, too. Nothing to do: it is tried again, and not suspended."
 
 
@@ -116,7 +119,8 @@ def _remedy(row: Integration, integration: directory.Integration, waiting: Waiti
     if row.active == 1 and waiting and waiting.incident:
         text = INCIDENT
     else:
-        usual = AS_NAMED if row.active == 2 else WAIT
+        wait = WAIT_FOR_OWN if row.slug == "webhooks" else WAIT
+        usual = AS_NAMED if row.active == 2 else wait
         text = REMEDIES.get(row.last_error_reason or "", usual)
     provider = integration.provider
     text = text if row.active == 2 else text.replace(THEN, "")

@@ -180,6 +180,22 @@ def test_the_dossier_shows_the_last_dead_letter_with_this_error(
     assert "replay them" in told["remedy"]
 
 
+def test_for_a_webhook_one_asks_its_receiver(project: Project, engine: Engine) -> None:
+    slugs = ("webhooks", "amplitude")
+    hook, other = (project.create(integration=slug)["id"] for slug in slugs)
+    with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE integrations SET last_error_at = :at, last_error_reason = 'refused'"),
+            {"at": AT},
+        )
+    remedies = [
+        project("GET", f"{OPS}/integrations/{one}").json()["error"]["remedy"]
+        for one in (hook, other)
+    ]
+    assert remedies[0].endswith("look at the receiver and its log.")
+    assert remedies[1].endswith("ask Amplitude's status page.")
+
+
 def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> None:
     redis = fakeredis.FakeRedis()
     app.state.services = replace(app.state.services, redis=redis)
