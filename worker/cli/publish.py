@@ -37,7 +37,8 @@ def publish(
         with _opened(file) as stream:
             _publish(stream, file, count)
     except Exception:
-        note(f"{count.published:,} published, and then:")
+        if count.published:
+            note(f"{count.published:,} published, and then:")
         raise
     refused = len(count.faults)
     if json:

@@ -11,10 +11,10 @@ from worker.cli.store import settings_here
 Store = Literal["iOS", "Android", "Stripe"]
 Slug = Annotated[str, typer.Argument(help="The provider, as in `onward providers list`.")]
 SettingsFile = Annotated[
-    str, typer.Option("--settings", help="JSON object of the slug's settings.")
+    str, typer.Option("--settings", metavar="FILE", help="JSON object of the slug's settings.")
 ]
 EventsFile = Annotated[
-    str, typer.Option("--events", help="Events: a JSON array or NDJSON; - stdin.")
+    str, typer.Option("--events", metavar="FILE", help="Events: a JSON array or NDJSON; - stdin.")
 ]
 Platform = Annotated[Store | None, typer.Option(help="Store of events that name none.")]
 
@@ -42,7 +42,10 @@ def explain(
     settings: SettingsFile,
     events: EventsFile,
     response: Annotated[
-        str, typer.Option("--response", help='The answer: {"status", "headers", "body"}.')
+        str,
+        typer.Option(
+            "--response", metavar="FILE", help='The answer: {"status", "headers", "body"}.'
+        ),
     ],
     platform: Platform = None,
     _json: AsJson = False,

@@ -96,7 +96,7 @@ def test_refuses_when_redis_is_nearly_full(
     redis.config_set("maxmemory", 0)
     assert ran.code == 1
     assert "takes no events from 70% on" in ran.err
-    assert "0 published, and then:" in ran.err
+    assert "published" not in ran.err
     assert intake(redis) == []
 
 
