@@ -340,8 +340,8 @@ def _try(send: "Send", integration_id: str, *, json: bool) -> None:
     from worker.cli.trial import print_trial  # noqa: PLC0415  quick --help
     from worker.trial import trial_shown, tried  # noqa: PLC0415
 
-    integration = _compiled(integration_id)
-    done = tried(send, integration, settings_here())
+    integration, here = _compiled(integration_id), settings_here()
+    done = tried(send, integration, here)
     if done is None:
         raise Failure(
             f"{integration.provider.title} has no harmless call to check settings by; send a test "
@@ -352,5 +352,7 @@ def _try(send: "Send", integration_id: str, *, json: bool) -> None:
         print_json(told)
     else:
         print_trial(told)
+    if here.upstream and done.exchanges:
+        note(f"Sent to {here.upstream}, which plays all upstreams, and not to the real one")
     if told["outcome"] != "delivered":
         raise typer.Exit(1)

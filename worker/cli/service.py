@@ -127,6 +127,8 @@ def _sample(settings: Any) -> str:
 
 def _announce(settings: Any, port: int, metrics_port: int, folder: Path, sample: str) -> None:
     metrics = f"http://{settings.metrics_host}:{metrics_port}/metrics" if metrics_port else "off"
+    played = f"all played by the sandbox at {settings.upstream}: your own receivers get nothing"
+    upstreams = f"\n  Upstreams {played}" if settings.upstream else ""
     if settings.allow_private_upstreams:
         typer.echo(
             "WARNING: ONWARD_ALLOW_PRIVATE_UPSTREAMS is on: customers' URLs may reach this "
@@ -138,7 +140,7 @@ def _announce(settings: Any, port: int, metrics_port: int, folder: Path, sample:
   API       http://127.0.0.1:{port}/v4/integrations   (OpenAPI: /openapi.json)
   Metrics   {metrics}
   Redis     {settings.redis_url}
-  Database  {settings.database_url}
+  Database  {settings.database_url}{upstreams}
   Logs      {folder / "log"}
   Console   http://127.0.0.1:{port}/console
   Admin key {_admin_key_at(settings, folder)}

@@ -264,6 +264,7 @@ def test_a_test_event_shows_request_answer_and_verdict(
     (request,) = good.json["requests"]
     assert request["response"]["status"] == 200
     assert KEY not in good.out
+    assert f"Sent to {sandbox}, which plays all upstreams" in good.err
 
     onward("integrations", "settings", made["id"], "--set", settings_file(api_key=WRONG))
     bad = onward("integrations", "test", made["id"])
@@ -282,6 +283,7 @@ def test_a_test_event_tells_of_settings_that_are_not_set_and_of_no_answer(
     unset = onward("integrations", "test", bare, "--json")
     assert (unset.code, unset.json["outcome"]) == (1, "misconfigured")
     assert "api_key" in unset.json["message"]
+    assert "Sent to" not in unset.err
     assert "api_key" in onward("integrations", "settings", bare).err
     onward("integrations", "settings", bare, "--set", settings_file(api_key=KEY))
     down = onward("integrations", "test", bare, "--json").json
