@@ -309,8 +309,9 @@ def pipelines(bench: Bench) -> Figures:
     numbers = (10, 1_000) if bench.quick else (10, 100, 1_000, 10_000)
     points = []
     for number in numbers:
-        projects = bench.many(number)
-        measured = bench.drained(projects, max(count, 2 * number))
+        projects, most = bench.many(number), max(count, 2 * number)
+        # twice: the worker's parent reads new integrations once, when it next shows their gauges
+        measured = min([bench.drained(projects, most) for _ in range(2)], key=lambda one: one.cpu)
         points.append({"pipelines": number, **measured.summary()})
     few = bench.drained(bench.many(numbers[0]), count).microseconds  # again: minutes have passed
     ratio = round(points[-1]["cpu_us"] / mean([points[0]["cpu_us"], few]), 2)
