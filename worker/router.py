@@ -13,7 +13,7 @@ import msgspec
 from providers.kit import Event
 from providers.kit.decode import InvalidEvent, decode
 from providers.kit.interface import dump_text
-from providers.kit.reader import ID, PROJECT
+from providers.kit.reader import ID, PROJECT, fault_text
 from worker import metrics, traces
 from worker.dispatch import Dispatcher
 from worker.journal import Letter, Row
@@ -268,7 +268,7 @@ def _matching(pattern: re.Pattern[str], text: Any) -> str | None:
 
 def _malformed(shard: Shard, entry_id: bytes, raw: bytes, faults: list[dict[str, str]]) -> None:
     metrics.event("malformed")
-    message = "; ".join(f"{f['path'] or 'event'} {f['message']}" for f in faults)[:1000]
+    message = "; ".join(map(fault_text, faults))[:1000]
     set_apart(shard, entry_id, raw, "malformed", message, dump_text(faults))
 
 

@@ -91,12 +91,17 @@ KNOWN = frozenset(
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
+def fault_text(fault: Fault) -> str:
+    """Return a fault as a sentence: what it is about, and what would be right."""
+    return f"{fault['path'] or 'event'} {fault['message']}"
+
+
 class InvalidEvent(ValueError):
     """The event is refused; `faults` are all of them, as {"path", "message"}."""
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
-        super().__init__("; ".join(f"{f['path'] or 'event'} {f['message']}" for f in faults))
+        super().__init__("; ".join(map(fault_text, faults)))
 
 
 # --- rules both readings share ------------------------------------------------------------------

@@ -64,7 +64,8 @@ def show(
     json: AsJson = False,
 ) -> None:
     """Print a dead letter: the faults, the event, the request and the answer."""
-    from worker.api.records import DeadLetterWhole  # noqa: PLC0415  quick --help
+    from providers.kit.reader import fault_text  # noqa: PLC0415  quick --help
+    from worker.api.records import DeadLetterWhole  # noqa: PLC0415
     from worker.store.dead_letters import get_dead_letter  # noqa: PLC0415
 
     with looking() as connection:
@@ -72,5 +73,5 @@ def show(
     if json:
         print_json(told)
         return
-    faults = [f"{fault['path'] or 'event'} {fault['message']}" for fault in told["faults"] or ()]
-    print_fields({**told, "faults": "\n".join(faults), "body_encoding": ""})
+    faults = "\n".join(map(fault_text, told["faults"] or ()))
+    print_fields({**told, "faults": faults, "body_encoding": ""})

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from providers.kit.reader import fault_text
 from worker.api.auth import Here, Services
 from worker.api.errors import ApiError, api_error, storage_error
 from worker.console.session import COOKIE, FIRST, Forged, Sessions, SignedOut, same
@@ -80,7 +81,10 @@ pages = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-pages.filters |= {"ago": ago, "span": span, "iso": iso, "count": "{:,}".format}
+pages.filters |= {
+    "ago": ago, "span": span, "iso": iso, "count": "{:,}".format,
+    "fault_text": fault_text,
+}  # fmt: skip
 pages.globals |= {"states": STATES, "version": VERSION, "query": _query}
 
 
