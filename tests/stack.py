@@ -91,9 +91,7 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         for part in reversed(self.parts):
             if part.process is not None:
-                for process in family(part.process.pid):
-                    end(process, signal.SIGKILL)
-                part.process.wait()
+                kill(part.process)
         self.redis.close()
         self.engine.dispose()
 
@@ -228,6 +226,13 @@ def family(pid: int) -> list[psutil.Process]:
         return [*parent.children(recursive=True), parent]
     except psutil.NoSuchProcess:
         return []
+
+
+def kill(process: "subprocess.Popen[Any]") -> None:
+    """Kill a process and all that came of it, and wait until it is gone."""
+    for one in family(process.pid):
+        end(one, signal.SIGKILL)
+    process.wait()
 
 
 def end(process: psutil.Process, number: int) -> None:

@@ -18,7 +18,7 @@ from redis import Redis
 from sqlalchemy import Engine, func, insert, select
 
 from tests.bench.events import Source, fill
-from tests.stack import end, family, free_port
+from tests.stack import end, free_port, kill
 from worker.gauges import backlog
 from worker.settings import WorkerSettings, load_settings
 from worker.state import OWNERS, Keys
@@ -135,9 +135,7 @@ class Rig:
     def stop(self, part: Part) -> None:
         """End a process and its children."""
         if part.process is not None:
-            for process in family(part.process.pid):
-                end(process, signal.SIGKILL)
-            part.process.wait()
+            kill(part.process)
 
     def url(self, host: int = 0, path: str = "ok", *, tls: bool = False) -> str:
         """Return a URL at the sink."""

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
-from tests.stack import QUICK, end, eventually, family
+from tests.stack import QUICK, eventually, family, kill
 from worker.settings import STATE_FILE
-from worker.supervisor import onward
+from worker.supervisor import onward, wait_for_http
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 Up = Callable[[], "subprocess.Popen[str]"]
@@ -39,9 +38,8 @@ def up(tmp_path: Path) -> Iterator[Up]:
 
     yield start
     for process in started:
-        for one in family(process.pid) if process.poll() is None else ():
-            end(one, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            kill(process)
         assert process.stdout
         process.stdout.close()
 
@@ -49,16 +47,15 @@ def up(tmp_path: Path) -> Iterator[Up]:
 def answers(folder: Path, process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """Return the processes of a service once its API answers, that of `process`."""
 
-    def look() -> bool:
+    def look() -> str:
         try:
             state = json.loads((folder / STATE_FILE).read_text())
-            healthy = httpx.get(f"{state['api_url']}/healthz").status_code == 200
-        except (OSError, ValueError, httpx.TransportError):
-            return False
-        return bool(healthy and state["pid"] == process.pid)
+        except FileNotFoundError:
+            return ""
+        return str(state["api_url"]) if state["pid"] == process.pid else ""
 
-    eventually(look, 90, "the API answers")
-    return list(family(process.pid))
+    wait_for_http(f"{eventually(look, 90, 'it says where it is')}/healthz", 90)
+    return family(process.pid)
 
 
 def gone(processes: list[psutil.Process]) -> bool:

@@ -78,6 +78,13 @@ def become_known(directory: Directory, project: str = "prj_a") -> None:
     directory.holds_from = float("inf")
 
 
+def become_known_and_change(directory: Directory, router: Router, read_at: float) -> None:
+    """Let an integration be known that is changed after it was read."""
+    become_known(directory)
+    directory.holds_from = read_at
+    router.changed(["prj_a"])
+
+
 async def test_they_wait_until_the_configuration_was_read_since(
     router: Router, directory: Directory, shard: Shard, offered: list[str]
 ) -> None:
@@ -206,9 +213,7 @@ async def test_who_is_changed_again_and_again_does_not_wait_for_ever(
 async def test_a_changed_project_may_be_for_nobody(
     router: Router, directory: Directory, shard: Shard, offered: list[str]
 ) -> None:
-    become_known(directory)
-    directory.holds_from = time.monotonic()
-    router.changed(["prj_a"])
+    become_known_and_change(directory, router, read_at=time.monotonic())
     await router.accept([(shard, entries(2))])
     directory.known.clear()
     directory.holds_from = float("inf")
@@ -223,9 +228,7 @@ async def test_while_the_database_is_away_a_change_delays_and_stops_nothing(
     offered: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    become_known(directory)
-    directory.holds_from = 0.0
-    router.changed(["prj_a"])
+    become_known_and_change(directory, router, read_at=0.0)
     nobody, first, second = entries(1, "prj_b"), entries(2, seed=2), entries(2, seed=3)
     await router.accept([(shard, nobody), (shard, first)])
     assert not offered
@@ -238,9 +241,7 @@ async def test_while_the_database_is_away_a_change_delays_and_stops_nothing(
 async def test_so_many_of_a_changed_project_wait_and_no_more(
     router: Router, directory: Directory, shard: Shard, offered: list[str]
 ) -> None:
-    become_known(directory)
-    directory.holds_from = 0.0
-    router.changed(["prj_a"])
+    become_known_and_change(directory, router, read_at=0.0)
     many = entries(MOST_UNROUTED + 5)
     await router.accept([(shard, many)])
     assert offered == ids_of(many[:5])
@@ -249,9 +250,7 @@ async def test_so_many_of_a_changed_project_wait_and_no_more(
 async def test_who_floods_pushes_out_its_own(
     router: Router, directory: Directory, shard: Shard, offered: list[str]
 ) -> None:
-    become_known(directory)
-    directory.holds_from = 0.0
-    router.changed(["prj_a"])
+    become_known_and_change(directory, router, read_at=0.0)
     few, flood = entries(2), entries(MOST_UNROUTED + 3, "prj_b", seed=2)
     await router.accept([(shard, few), (shard, flood)])
     assert (offered, shard.acks) == ([], [entry_id for entry_id, _ in flood[:5]])
