@@ -147,7 +147,7 @@ def valkey(folder: Path, port: int) -> Part:
     options = {
         "port": port, "bind": "127.0.0.1", "dir": str(folder.absolute()), "appendonly": "yes",
         "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": "",
-        "stream-node-max-entries": 100, "databases": 4,
+        "auto-aof-rewrite-min-size": "256mb", "stream-node-max-entries": 100, "databases": 4,
     }  # fmt: skip
     flat = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return Part("valkey", [str(_binary.get_binary_path()), *flat])
