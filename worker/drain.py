@@ -34,7 +34,7 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-BUFFER = 1_024  # fresh deliveries in memory: four windows, and few megabytes
+BUFFER = 1_024  # fresh deliveries in memory: few megabytes
 BREATH_SECONDS = 0.005
 FLUSH_SECONDS = 0.05
 REST_SECONDS = 0.09  # where nothing is under way: each look costs a quarter of a millisecond
@@ -280,6 +280,7 @@ class Drain:
         with suppress(RedisError):
             await self.state.owners(self.token, 0)
         deadline = time.monotonic() + GRACE_SECONDS
+        await self.reader.finish(GRACE_SECONDS)
         while self._unfinished() and time.monotonic() < deadline:  # noqa: ASYNC110  rare
             await asyncio.sleep(BREATH_SECONDS)
         await self.dispatcher.cut_off()

@@ -24,6 +24,7 @@ MOST_UNROUTED = 1_024  # events of 8 KB each
 MOST_NAMED = 1_048_576  # bytes; to look for a name takes 5 ms of these, in which others wait
 CHANGED_SECONDS = 5.0  # a change is known after 2.3 at most; later the database is away
 _Read: TypeAlias = tuple[bytes, int, bytes, Event]  # entry, accepted (ms), as it came, decoded
+Looked: TypeAlias = list[tuple[Shard, list[_Read], set[bytes]]]  # the last: whose id is repeated
 _Place: TypeAlias = tuple[str, str]  # project, store: what an integration gets events of
 _Waiting: TypeAlias = tuple[float, Shard, _Read]  # since when (monotonic)
 
@@ -44,10 +45,20 @@ class Router:
 
     async def accept(self, arrived: Sequence[tuple[Shard, list[Any]]]) -> None:
         """Decode entries and hand them to their pipelines."""
+        await self.route(await self.look(arrived))
+
+    async def look(self, arrived: Sequence[tuple[Shard, list[Any]]]) -> Looked:
+        """Decode entries, and ask which are not the first of their event."""
         self.progressed = time.monotonic()
         read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
+        repeated = await self._repeated(read)
+        return [(*one, ids) for one, ids in zip(read, repeated, strict=True)]
+
+    async def route(self, looked: Looked) -> None:
+        """Hand entries to their pipelines."""
+        self.progressed = time.monotonic()
         routed = 0  # since others had a turn
-        for (shard, found), repeated in zip(read, await self._repeated(read), strict=True):
+        for shard, found, repeated in looked:
             if shard.lost:  # while it was asked whether they are the first
                 continue
             taken = 0

@@ -1,13 +1,15 @@
 """What is read when."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from redis.asyncio import Redis
 
-from worker.reader import Reader
+from worker.reader import READ, Reader
+from worker.router import Looked
 from worker.shard import Shard
 from worker.state import GROUP, Keys, State
 
@@ -15,21 +17,34 @@ from worker.state import GROUP, Keys, State
 class Watched(Reader):
     """Asks for what lost answers hid; while it does, the second shard can be committed again."""
 
-    def __init__(self) -> None:
-        router: Any = SimpleNamespace(settings=SimpleNamespace(shards=2))
+    def __init__(self, *brings: int) -> None:
+        """Let a read after the other bring so many entries of the first shard."""
+        router: Any = SimpleNamespace(settings=SimpleNamespace(shards=2), route=self._routed)
         committer: Any = SimpleNamespace(state=None, token="ours", lost=None)
         super().__init__(router, committer)
         self.shards = {0: Shard(Keys(0)), 1: Shard(Keys(1), stuck=True)}
         self.looked: list[int] = []
         self.read: list[list[int]] = []
+        self.routed: list[int] = []
+        self.ahead: list[bool] = []  # whether the next read was under way when one was routed
+        self._brings = [*brings]
 
     async def _reread(self, shard: Shard) -> None:
         self.looked.append(shard.keys.shard)
         shard.unsure = False
         self.shards[1].stuck = False
 
-    async def _read(self, shards: Sequence[Shard]) -> None:
+    async def _read(self, shards: Sequence[Shard]) -> Looked:
         self.read.append([shard.keys.shard for shard in shards])
+        entry: Any = (b"1-0", 1, b"{}", None)
+        count = self._brings.pop(0) if self._brings else 0
+        return [(self.shards[0], [entry] * count, set())]
+
+    async def _routed(self, looked: Looked) -> None:
+        before = len(self.read)
+        await asyncio.sleep(0)
+        self.ahead.append(len(self.read) > before)
+        self.routed += [len(found) for _, found, _ in looked]
 
 
 async def test_nothing_new_is_read_before_what_a_lost_answer_hid() -> None:
@@ -39,6 +54,49 @@ async def test_nothing_new_is_read_before_what_a_lost_answer_hid() -> None:
         await reader.turn(reader.shards)
     assert reader.looked == [0, 1]
     assert reader.read == [[0], [0, 1]]
+
+
+async def test_while_more_waits_the_next_read_is_under_way_as_the_last_is_routed() -> None:
+    reader = Watched(READ, READ, 1, 1)
+    reader.shards[1].stuck = False
+    for _ in range(4):
+        await reader.turn(reader.shards)
+    assert reader.routed == [READ, READ, 1, 1]
+    assert reader.ahead == [True, True, False, False]
+
+
+async def test_a_shard_that_comes_while_more_waits_is_looked_through_at_once() -> None:
+    """Else what its last owner left waited until all that waits is read."""
+    reader = Watched(READ, READ, READ)
+    await reader.turn(reader.shards)
+    assert (reader.looked, reader.read) == ([0], [[0]]), "the second can be committed now"
+    await reader.turn(reader.shards)
+    assert (reader.looked, reader.read) == ([0, 1], [[0], [0, 1], [0, 1]])
+
+
+async def test_what_was_read_ahead_is_taken_in_at_the_end() -> None:
+    reader = Watched(READ, READ, 1)
+    reader.shards[1].stuck = False
+    await reader.turn(reader.shards)
+    await reader.finish(math.inf)
+    assert reader.routed == [READ, READ]
+    assert len(reader.read) == 2, "and nothing more is read"
+    await reader.finish(math.inf)
+
+
+async def test_a_read_that_hangs_at_the_end_is_given_up() -> None:
+    reader, hangs = Watched(), asyncio.Event()
+
+    async def read(shards: Sequence[Shard]) -> Looked:
+        hangs.set()
+        await asyncio.Event().wait()
+        return []
+
+    reader._read = read  # type: ignore[method-assign]
+    reader._ahead = reader._begin(reader.shards)
+    await hangs.wait()
+    await reader.finish(0)
+    assert not reader.routed
 
 
 async def test_what_a_lost_answer_hid_comes_after_the_changes_it_hid(
