@@ -149,17 +149,19 @@ class Rig:
         return found
 
     def webhooks(
-        self, prefix: str, count: int, path: str = "ok", *, hosts: int = HOSTS - 1, **more: bool
+        self,
+        prefix: str,
+        count: int,
+        path: str = "ok",
+        *,
+        tls: bool = False,
+        at_once: int | None = None,
     ) -> list[str]:
         """Make projects with a webhook each, spread over hosts; return the projects."""
-        return self.projects(
-            prefix,
-            "webhooks",
-            [
-                {"url": self.url(number % hosts, path, **more), "signing_secret": SECRET}
-                for number in range(count)
-            ],
-        )
+        own = {"delivery": {"concurrency": at_once}} if at_once else {}
+        urls = [self.url(number % (HOSTS - 1), path, tls=tls) for number in range(count)]
+        settings = [{"url": url, "signing_secret": SECRET, **own} for url in urls]
+        return self.projects(prefix, "webhooks", settings)
 
     def projects(self, prefix: str, slug: str, settings: Sequence[Mapping[str, Any]]) -> list[str]:
         """Make a project with one active integration for each of `settings`."""

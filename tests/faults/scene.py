@@ -38,7 +38,8 @@ from worker.store.projects import create_project
 from worker.supervisor import Part, onward, valkey, wait_for_redis
 
 Event = dict[str, Any]
-WINDOW = 2 * 256 + 100  # in flight in two children, and outcomes not yet committed
+FLYING = 256  # in one child, at most
+WINDOW = 2 * FLYING + 100  # in flight in two children, and outcomes not yet committed
 NOISE = 30  # ms that a percentile may be off, on a machine that others use too
 PATIENCE = 1  # s, of a producer; then it appends again
 
@@ -67,7 +68,8 @@ class Scene(Stack):
         database: str = "",
         figures: list[tuple[str, object]] | None = None,
     ) -> None:
-        super().__init__(folder, environment, database=database)
+        bounded = {"ONWARD_WINDOW": str(FLYING), **(environment or {})}
+        super().__init__(folder, bounded, database=database)
         self.figures = [] if figures is None else figures
         self.receivers: dict[str, tuple[str, str, str]] = {}  # integration: (slug, host, project)
         self.sent: dict[str, list[Event]] = defaultdict(list)

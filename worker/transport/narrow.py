@@ -64,12 +64,11 @@ class NarrowTransport:
     """
 
     def __init__(self, guard: Guard, context: ssl.SSLContext) -> None:
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.loop = asyncio.get_running_loop()
         self.buffer = memoryview(bytearray(READ_SIZE))  # read and parsed in one go: one for all
         self.open: set[_Connection] = set()
         self.busy: set[_Connection] = set()  # those that were asked
-        self._slots = asyncio.Semaphore(max(16, min(MAX_CONNECTIONS, files // 2)))
+        self._slots = asyncio.Semaphore(max(16, files(2 * MAX_CONNECTIONS) // 2))
         self._waiting = 0  # for a slot
         self._guard = guard
         self._context = context
@@ -429,6 +428,22 @@ class _Connection(asyncio.BufferedProtocol):
         """The answer is whole, if it was not a 1xx."""
         if self._ready and self._asked:
             self._finish(whole=True)
+
+
+def files(wanted: int) -> int:
+    """Return how many files this process may open, up to `wanted`; first ask for so many.
+
+    Many systems give a process 1,024, and let it have far more if it asks.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return most
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (ValueError, OSError):  # the system allows less than it says
+        return soft
+    return most
 
 
 def _closed() -> TransportError:

@@ -1,7 +1,8 @@
 """What the narrow sender does beyond the contract: stale connections, bounds, and its parsing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import resource
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import pairwise
 
 import h11
@@ -161,6 +162,24 @@ async def test_few_idle_connections_are_kept_of_one_pool(
     send = [sender.send(post(upstream.url()), pool="a", timeout=ENOUGH) for _ in range(8)]
     await asyncio.gather(*send)
     assert upstream.opened == 14
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("few_files")
+def test_as_many_files_as_may_be_open_are_asked_for() -> None:
+    assert narrow.files(200) == 200
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300, "that was enough"
+    assert narrow.files(400) == 400
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 400
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert narrow.files(hard + 1) == hard, "no more than the system allows"
 
 
 async def test_requests_that_fail_to_connect_give_their_place_back(
