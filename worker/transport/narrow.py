@@ -37,6 +37,7 @@ BURST = 32  # requests written at once
 STALE_SECONDS = 1.0  # a kept connection that breaks so soon was closed before we wrote
 MAX_IDLE = 64  # kept for one pool and origin
 MAX_CONNECTIONS = 16_384  # in all; fewer where the process may open fewer files
+OTHER_FILES = 256  # of the process: far more than it has
 MAX_TRIES = 3  # addresses of one name
 MAX_INTERIM = 16  # 1xx answers before the real one
 MAX_RAW = 4 * MAX_BODY  # of a body with its chunk sizes, extensions and trailers
@@ -68,7 +69,7 @@ class NarrowTransport:
         self.buffer = memoryview(bytearray(READ_SIZE))  # read and parsed in one go: one for all
         self.open: set[_Connection] = set()
         self.busy: set[_Connection] = set()  # those that were asked
-        self._slots = asyncio.Semaphore(max(16, files(2 * MAX_CONNECTIONS) // 2))
+        self._slots = asyncio.Semaphore(max(16, files(MAX_CONNECTIONS + OTHER_FILES) - OTHER_FILES))
         self._waiting = 0  # for a slot
         self._guard = guard
         self._context = context
