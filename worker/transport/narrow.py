@@ -51,7 +51,7 @@ class _Asked(Struct, gc=False):
     """A request on its way to a connection, and who waits for the answer."""
 
     answer: "asyncio.Future[Response]"
-    data: bytes
+    data: tuple[bytes, bytes]  # head and body
     bare: bool  # the answer has no body
     deadline: float
     key: _Key
@@ -88,7 +88,7 @@ class NarrowTransport:
         except TransportError as error:
             answer.set_exception(error)
             return answer
-        data = head.encode("latin-1") + request.body
+        data = head.encode("latin-1"), request.body
         now = self.loop.time()
         bare = request.method == "HEAD"
         asked = _Asked(answer, data, bare, now + timeout, (pool, origin.key), origin)
@@ -298,7 +298,7 @@ class _Connection(asyncio.BufferedProtocol):
         asked = self._asked
         if asked and not asked.answer.done() and not self.transport.is_closing():
             self._written = True
-            self.transport.write(asked.data)
+            self.transport.writelines(asked.data)
 
     def overdue(self, now: float) -> bool:
         """Whether the answer comes too late, or nobody waits for it any more."""
