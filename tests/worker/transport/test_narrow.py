@@ -271,7 +271,9 @@ async def exchange(
     answer: asyncio.Future[Response] = loop.create_future()
     origin, _ = parse("http://127.0.0.1/", allow_private=True)
     sender.dial = lambda asked: asked.answer.set_exception(Elsewhere())  # type: ignore[method-assign]
-    connection.ask(narrow._Asked(answer, b"", bare, loop.time() + ENOUGH, connection.key, origin))
+    connection.ask(
+        narrow._Asked(answer, (b"", b""), bare, loop.time() + ENOUGH, connection.key, origin)
+    )
     if asked:
         await asyncio.sleep(0)  # requests are written together, a turn later
     for piece in pieces:
