@@ -59,7 +59,8 @@ class Reader:
                 self._ahead = self._begin(shards)
             ahead, self._ahead = self._ahead, None
             looked = await ahead
-            if sum(len(found) for _, found, _ in looked) >= READ_ON and not _unsure(shards):
+            more = sum(len(found) for _, found, _ in looked) >= READ_ON
+            if more and self.router.dispatcher.safe() and not _unsure(shards):
                 self._ahead = self._begin(shards)
             await self.router.route(looked)
         except RedisError as error:

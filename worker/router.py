@@ -64,6 +64,8 @@ class Router:
             taken = 0
             for one in found:
                 entry_id = one[0]
+                if shard.knows(entry_id):  # read again since it was looked at
+                    continue
                 if entry_id in repeated:
                     metrics.event("duplicate")
                     shard.tallies["*", "duplicate"] += 1

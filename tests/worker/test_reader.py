@@ -19,7 +19,12 @@ class Watched(Reader):
 
     def __init__(self, *brings: int) -> None:
         """Let a read after the other bring so many entries of the first shard."""
-        router: Any = SimpleNamespace(settings=SimpleNamespace(shards=2), route=self._routed)
+        self.safe = True  # our leases surely hold
+        router: Any = SimpleNamespace(
+            settings=SimpleNamespace(shards=2),
+            route=self._routed,
+            dispatcher=SimpleNamespace(safe=lambda: self.safe),
+        )
         committer: Any = SimpleNamespace(state=None, token="ours", lost=None)
         super().__init__(router, committer)
         self.shards = {0: Shard(Keys(0)), 1: Shard(Keys(1), stuck=True)}
@@ -63,6 +68,14 @@ async def test_while_more_waits_the_next_read_is_under_way_as_the_last_is_routed
         await reader.turn(reader.shards)
     assert reader.routed == [READ, READ, 1, 1]
     assert reader.ahead == [True, True, False, False]
+
+
+async def test_nothing_is_read_ahead_while_our_leases_may_have_lapsed() -> None:
+    """Else it would be taken from whoever has them now."""
+    reader = Watched(READ, READ)
+    reader.shards[1].stuck = reader.safe = False
+    await reader.turn(reader.shards)
+    assert (reader.routed, reader.ahead) == ([READ], [False])
 
 
 async def test_a_shard_that_comes_while_more_waits_is_looked_through_at_once() -> None:

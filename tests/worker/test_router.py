@@ -128,6 +128,18 @@ async def test_those_of_a_lost_shard_are_anothers(
     assert (offered, shard.acks) == ([], [])
 
 
+async def test_an_entry_that_is_read_again_before_it_is_routed_is_offered_once(
+    router: Router, shard: Shard, directory: Directory, offered: list[str]
+) -> None:
+    """A store that went back to an older copy hands it out again; reads are looked at ahead."""
+    become_known(directory)
+    arrived = [(shard, entries(3))]
+    first, again = await router.look(arrived), await router.look(arrived)
+    await router.route(first)
+    await router.route(again)
+    assert len(offered) == 3
+
+
 async def test_a_later_one_does_not_overtake_one_that_waits(
     router: Router, directory: Directory, shard: Shard, offered: list[str]
 ) -> None:

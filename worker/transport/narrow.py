@@ -51,7 +51,7 @@ class _Asked(Struct, gc=False):
     """A request on its way to a connection, and who waits for the answer."""
 
     answer: "asyncio.Future[Response]"
-    data: tuple[bytes, bytes]  # head and body
+    data: tuple[bytes, ...]  # head, and body if there is one
     bare: bool  # the answer has no body
     deadline: float
     key: _Key
@@ -88,7 +88,8 @@ class NarrowTransport:
         except TransportError as error:
             answer.set_exception(error)
             return answer
-        data = head.encode("latin-1"), request.body
+        start = head.encode("latin-1")
+        data = (start, request.body) if request.body else (start,)
         now = self.loop.time()
         bare = request.method == "HEAD"
         asked = _Asked(answer, data, bare, now + timeout, (pool, origin.key), origin)
