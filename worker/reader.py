@@ -79,7 +79,9 @@ class Reader:
             await asyncio.wait([ahead], timeout=seconds)
             if ahead.cancel():
                 return
-            with suppress(RedisError):
+            if error := ahead.exception():  # it does not keep us from handing back
+                log.error("What was read last is for the shards' next owners", exc_info=error)
+            else:
                 await self.router.route(ahead.result())
 
     def _begin(self, shards: Mapping[int, Shard]) -> "asyncio.Task[Looked]":

@@ -56,10 +56,9 @@ class Router:
 
     async def route(self, looked: Looked) -> None:
         """Hand entries to their pipelines."""
-        self.progressed = time.monotonic()
         routed = 0  # since others had a turn
         for shard, found, repeated in looked:
-            if shard.lost:  # while it was asked whether they are the first
+            if shard.lost:  # since they were looked at
                 continue
             taken = 0
             for one in found:

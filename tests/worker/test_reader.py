@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from worker.reader import READ, Reader
@@ -95,6 +96,20 @@ async def test_what_was_read_ahead_is_taken_in_at_the_end() -> None:
     assert reader.routed == [READ, READ]
     assert len(reader.read) == 2, "and nothing more is read"
     await reader.finish(math.inf)
+
+
+async def test_a_read_that_fails_at_the_end_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """And whoever leaves goes on to hand back."""
+    reader = Watched()
+
+    async def read(shards: Sequence[Shard]) -> Looked:
+        raise ValueError("of our own")
+
+    reader._read = read  # type: ignore[method-assign]
+    reader._ahead = reader._begin(reader.shards)
+    await reader.finish(math.inf)
+    assert not reader.routed
+    assert "ValueError: of our own" in caplog.text
 
 
 async def test_a_read_that_hangs_at_the_end_is_given_up() -> None:
