@@ -18,6 +18,7 @@ from sqlalchemy import func, select
 
 from worker.audit import Balance, balance
 from worker.changing import changing
+from worker.gauges import backlog
 from worker.intake import publish
 from worker.sample import integration
 from worker.servers import connect
@@ -196,8 +197,16 @@ class Stack:
         return balance(self.redis, self.engine, self.settings.shards)
 
     def settled(self) -> bool:
-        """Whether nothing waits anywhere but behind suspended pipelines, and all is recorded."""
-        return at_rest(self.balance())
+        """Whether nothing waits but behind suspended pipelines, and all is recorded."""
+        found = self.balance()
+        if found.intake or found.journal or found.unaccounted:
+            return False
+        if backlog(self.redis, self.settings.shards)["journal"]:  # recorded, and not yet trimmed
+            return False
+        with reading(self.engine) as connection:
+            states = {row.id: row.active for row in integrations.config_rows(connection)}
+        waiting = [line for line in found.lines if line.waiting]
+        return all(states.get(line.integration_id) == 2 for line in waiting)
 
     # --- what goes wrong --------------------------------------------------------------------
 
@@ -213,11 +222,6 @@ class Stack:
     def restart_store(self) -> None:
         self.start(self.store)
         wait_for_redis(self.settings.redis_url)
-
-
-def at_rest(found: Balance) -> bool:
-    """Whether everything accepted is recorded or waits in a lane."""
-    return found.intake == 0 and found.journal == 0 and not found.unaccounted
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -242,4 +246,4 @@ def end(process: psutil.Process, number: int) -> None:
         return
 
 
-__all__ = ["PROJECT", "Stack", "at_rest", "end", "eventually", "family", "free_port", "subprocess"]
+__all__ = ["PROJECT", "Stack", "end", "eventually", "family", "free_port", "subprocess"]

@@ -26,13 +26,12 @@ from tests.faults.invariants import (
     suspensions,
 )
 from tests.faults.proxy import Proxy
-from tests.stack import PROJECT, Stack, at_rest, end, eventually, family, free_port
+from tests.stack import PROJECT, Stack, end, eventually, family, free_port
 from worker.changing import changing
-from worker.gauges import backlog
 from worker.sample import events
 from worker.state import Keys, shard_of
 from worker.store.database import reading
-from worker.store.integrations import config_rows, delete
+from worker.store.integrations import delete
 from worker.store.models import AuditRow, DeadLetter, Delivery, Notification
 from worker.store.projects import create_project
 from worker.supervisor import Part, onward, valkey, wait_for_redis
@@ -114,18 +113,6 @@ class Scene(Stack):
         answer = httpx.get(f"{self.sandbox_url}/_sandbox/calls", params=asked).json()
         calls: list[dict[str, Any]] = answer["calls"]
         return calls
-
-    def settled(self) -> bool:
-        """Whether nothing waits but behind suspended pipelines, and all is recorded."""
-        found = self.balance()
-        if not at_rest(found):
-            return False
-        if backlog(self.redis, self.settings.shards)["journal"]:  # recorded, and not yet trimmed
-            return False
-        with reading(self.engine) as connection:
-            states = {row.id: row.active for row in config_rows(connection)}
-        waiting = [line for line in found.lines if line.waiting]
-        return all(states.get(line.integration_id) == 2 for line in waiting)
 
     def letters(self) -> list[str]:
         """Return the reasons of the dead letters."""

@@ -135,6 +135,7 @@ def test_one_hangs(scene: Make) -> None:
             s.moving(1_600)
             ends = s.now()
         assert len(s.taken_by(stuck)) <= had + 10, "but for what was under way"
+        assert s.calls("hang") <= 5, "a webhook has so many in flight, then one probe at a time"
         s.no_faults()
         s.check(ordered=True)
         assert s.p99(others, hangs, ends) < 1.5 * s.p99(others, since, hangs) + NOISE
