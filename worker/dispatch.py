@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 TAKEN = Round(delivered=1)
 BUFFERED = 2_048  # deliveries read from lanes, of all pipelines; each takes 8 KB
 AGAIN_MS = 500  # after trouble of our own
+MOST_UNCOMMITTED = 256  # outcomes; a kill sends them again
 UNEVEN = 1.5  # times the mean: that queue goes to its lane when reading has no room
 
 
@@ -65,6 +66,8 @@ class Dispatcher:
         self.leaving = False
         self.paused = False  # something was not started because our leases might not hold
         self.safe: Callable[[], bool] = lambda: True  # whether our leases surely hold
+        self.landed = 0  # deliveries, since the last commit was built
+        self.commit_due = asyncio.Event()  # there are many of them
         self._starved: deque[Pipeline] = deque()
         self.agenda = Agenda(self.clock)
         self.jobs = Jobs()
@@ -384,6 +387,9 @@ class Dispatcher:
         pipeline.requests -= 1
         self.requests -= 1
         pipeline.land(batch)
+        self.landed += len(batch)
+        if self.landed >= MOST_UNCOMMITTED:
+            self.commit_due.set()
         now = int(self.clock.now_ms())
         if isinstance(came, Landed):
             settle(batch[0], came, now)

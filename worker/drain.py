@@ -91,7 +91,7 @@ class Drain:
         self._jobs = [
             asyncio.create_task(self._every(seconds, work))
             for seconds, work in (
-                (FLUSH_SECONDS, self._flush),
+                (0, self._flush),
                 (TIMERS_SECONDS, self._fire),
                 (BALANCE_SECONDS, self._balance),
                 (NOTICE_SECONDS, partial(self._tend, self.takeover.notice)),
@@ -257,12 +257,17 @@ class Drain:
         return time.monotonic() - began > 2 * BREATH_SECONDS
 
     async def _flush(self) -> None:
-        now = time.monotonic()
+        """Commit what has settled; then rest, until there is much again."""
+        now, dispatcher = time.monotonic(), self.dispatcher
+        dispatcher.landed = 0
+        dispatcher.commit_due.clear()
         await self.committer.flush(
             [shard for shard in self.shards.values() if shard.retry_at <= now]
         )
-        if not (self.dispatcher.requests or any(shard.dirty for shard in self.shards.values())):
-            await asyncio.sleep(REST_SECONDS)
+        idle = not (dispatcher.requests or any(shard.dirty for shard in self.shards.values()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS + REST_SECONDS * idle):
+                await dispatcher.commit_due.wait()
 
     async def leave(self) -> None:
         """Stop reading, let what is in flight land, hand the rest back, release the leases."""
