@@ -49,6 +49,7 @@ TARGETS = (
     Target("hanging and dead, healthy rate", "neighbours", "ratio_rate", 0.95, unit="x"),
     Target("hanging and dead, healthy p99", "neighbours", "ratio_p99", None, 1.2, "x"),
     Target("second worker, CPU a delivery", "second", "ratio_cpu", None, 1.1, "x"),
+    Target("the same, no core free", "second", "ratio_backlog_cpu", unit="x"),
     Target("rows a core to PostgreSQL", "record", "postgresql_rows_per_core", 100_000, unit="/s"),
     Target("rows a core to SQLite", "record", "sqlite_rows_per_core", unit="/s"),
 )
