@@ -1,24 +1,28 @@
 """How much of everything a load needs: sums over measured constants. Pure.
 
-The constants are what `python -m tests.bench single batch sizes record` found on the machine that
-`tests/bench/RESULTS.md` names; run it on yours, and give `onward plan` what it finds.
+The constants are what `python -m tests.bench single batch sizes record` found on the slowest
+machine it ran on; run it on yours, and give `onward plan` what it finds.
 """
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-DELIVERIES_PER_CORE = 4_400  # a second, one request an event
-EVENTS_PER_CORE = 9_000  # a second, 100 events a request
+DELIVERIES_PER_CORE = 6_000  # a second, one request an event
+EVENTS_PER_CORE = 17_000  # a second, 100 events a request
+BATCH = 100
+WINDOW = 512  # requests in flight in one process, if ONWARD_WINDOW is not set
 EVENT_BYTES = 1_500  # JSON of a usual event
 INTAKE_RATIO = 1.05  # Redis bytes by an event's JSON, while it is unread
 LANE_RATIO = 1.05  # the same of a delivery that waits
 JOURNAL_BYTES = 105  # a delivery that is not recorded yet
 DEDUPE_BYTES = 75  # an event id that is remembered
 ROW_BYTES = 360  # a recorded delivery in PostgreSQL, its indexes included
-ROWS_PER_CORE = 40_000  # a second, into PostgreSQL
+ROWS_PER_CORE = 100_000  # a second, into PostgreSQL
 
-BUSY = 0.6  # of a core at the peak: the rest is for bursts, and for taking over from who died
+# of a core, and of its requests in flight, at the peak: the rest is for bursts, and for taking over
+# from who died
+BUSY = 0.6
 FULLEST = 0.7  # of Redis' memory: publishing stops there
 SHARDS_PER_PROCESS = 4  # so that shares come out even, and more can be started later
 FEWEST_SHARDS = 32
@@ -36,6 +40,7 @@ class Load:
     integrations: int = 0  # in all; 0: not known, and `hold_events` bounds nothing
     batched_share: float = 0.0  # of deliveries, to providers that take 100 a request
     peak: float = 3.0
+    answer_seconds: float = 0.1  # that upstreams take, on average
     event_bytes: int = EVENT_BYTES
     outage_seconds: float = 3600  # without workers, or without the database: Redis keeps it all
     dedupe_seconds: float = 600
@@ -50,6 +55,7 @@ class Plan:
 
     deliveries_per_second: float
     peak_deliveries_per_second: float
+    requests_in_flight: int  # at the peak
     processes: int
     shards: int
     recorder_cores: float
@@ -70,12 +76,15 @@ def plan(load: Load) -> Plan:
         (1 - load.batched_share) / load.deliveries_per_core
         + load.batched_share / load.batched_per_core
     )
-    processes = max(math.ceil(cores / BUSY), 1)
+    requests = peak * (1 - load.batched_share + load.batched_share / BATCH)
+    in_flight = requests * load.answer_seconds
+    processes = max(math.ceil(cores / BUSY), math.ceil(in_flight / WINDOW / BUSY), 1)
     parts = _redis(load, deliveries)
     rows = deliveries * 86_400
     return Plan(
         deliveries_per_second=round(deliveries, 1),
         peak_deliveries_per_second=round(peak, 1),
+        requests_in_flight=math.ceil(in_flight),
         processes=processes,
         shards=max(_power_of_two(processes * SHARDS_PER_PROCESS), FEWEST_SHARDS),
         recorder_cores=round(peak / ROWS_PER_CORE, 2),

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from worker.sizing import EVENT_BYTES, LANE_RATIO, ROW_BYTES, Load, plan
+from worker.settings import WorkerSettings
+from worker.sizing import EVENT_BYTES, LANE_RATIO, ROW_BYTES, WINDOW, Load, plan
 
 LOAD = Load(
     events_per_second=5000, integrations_per_project=5, peak=3, deliveries_per_core=5000,
@@ -22,6 +23,15 @@ def test_processes_carry_the_peak_and_are_not_busy_all_the_time() -> None:
 def test_batches_need_fewer_processes() -> None:
     batched = replace(LOAD, batched_share=1.0, batched_per_core=50_000)
     assert plan(batched).processes == 3
+
+
+def test_slow_upstreams_need_processes_for_their_requests_in_flight() -> None:
+    slow = replace(LOAD, events_per_second=100, answer_seconds=2.0)
+    needed = plan(slow)
+    assert needed.requests_in_flight == 3000  # 1,500 a second at the peak
+    assert needed.processes == 10  # 3,000 / 512 / 0.6
+    assert plan(replace(slow, batched_share=1.0)).requests_in_flight == 30
+    assert WorkerSettings.model_fields["window"].default == WINDOW
 
 
 @pytest.mark.parametrize(("rate", "shards"), [(1, 32), (5000, 128), (50_000, 1024)])

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from worker.cli.output import AsJson, Failure, print_fields, print_json
-from worker.sizing import BUSY, DELIVERIES_PER_CORE, EVENT_BYTES, EVENTS_PER_CORE, Load, Plan, told
+from worker.sizing import (
+    BUSY,
+    DELIVERIES_PER_CORE,
+    EVENT_BYTES,
+    EVENTS_PER_CORE,
+    WINDOW,
+    Load,
+    Plan,
+    told,
+)
 from worker.sizing import plan as planned
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -61,6 +70,12 @@ def plan(
         float, typer.Option(min=0, max=1, help="Share of deliveries that go 100 a request.")
     ] = 0.0,
     peak: Annotated[float, typer.Option(min=1, help="The worst rate by the average.")] = 3,
+    answer: Annotated[
+        str,
+        typer.Option(
+            callback=_duration, metavar="DURATION", help="What an upstream takes, on average."
+        ),
+    ] = "0.1s",
     event_bytes: Annotated[
         int, typer.Option(min=100, max=65_536, help="JSON of an event.")
     ] = EVENT_BYTES,
@@ -83,8 +98,8 @@ def plan(
 ) -> None:
     """Print how many workers and shards, how much Redis and how large a database a load needs.
 
-    The sums use what was measured on the machine of tests/bench/RESULTS.md; docs/sizing.md says
-    how. Rates are averages: `--peak` is the room for the worst.
+    The sums use what was measured on a slow machine; docs/sizing.md says how. Rates are averages:
+    `--peak` is the room for the worst.
     """
     load = Load(
         events_per_second=events_per_second,
@@ -95,6 +110,7 @@ def plan(
         integrations=integrations,
         batched_share=batched_share,
         peak=peak,
+        answer_seconds=seconds(answer),
         event_bytes=event_bytes,
         outage_seconds=seconds(outage),
         days=days,
@@ -120,6 +136,8 @@ def _print(load: Load, needed: Plan) -> None:
             f"{needed.peak_deliveries_per_second:,g}/s at the peak",
             "Worker processes": f"{needed.processes:,} (one a core, {BUSY:.0%} busy at the peak), "
             f"and {needed.recorder_cores:,g} cores that record",
+            "Requests in flight": f"{needed.requests_in_flight:,} at the peak, answered after "
+            f"{load.answer_seconds:g} s; a process has ONWARD_WINDOW, {WINDOW} if not set",
             "ONWARD_SHARDS": f"{needed.shards:,} (choose it once: it changes only while all is "
             "delivered)",
             "Redis": f"{size(needed.redis_bytes)} at the worst; "
