@@ -145,8 +145,12 @@ def _in_lane(redis: Any, keys: Keys, integration_id: str, event_id: str) -> Iter
         seen = _read(fields[b"e"], event_id)
         if seen:
             at = time_of(int(fields[b"t"]))
-            due = redis.zscore(keys.due, integration_id)
-            why = f"its pipeline waits until {time_of(due):%F %T}Z" if due else "in its lane"
+            due = redis.zscore(keys.due, integration_id) or 0
+            why = (
+                f"its pipeline waits until {time_of(due):%F %T}Z"
+                if due > redis.time()[0] * 1000
+                else f"in its lane, sent in its turn: see onward integrations show {integration_id}"
+            )
             yield Place(integration_id, seen.project_id, seen.platform, at, why)
 
 

@@ -149,8 +149,9 @@ def _next(row: Integration, integration: directory.Integration, waiting: Waiting
             f"Suspended: events are held for up to {policy.hold_seconds // 3600} h and sent in "
             "order once you have put right what is wrong and activate."
         ) + (f" The oldest is dropped at {until}." if until else "")
-    if waiting and waiting.next_attempt_at:
-        told = f"Waiting events are tried at {waiting.next_attempt_at}."
+    if waiting and waiting.events and (waiting.next_attempt_at or waiting.failed_rounds):
+        at = f"at {waiting.next_attempt_at}" if waiting.next_attempt_at else "now"
+        told = f"Waiting events are tried {at}."
         if not waiting.failed_rounds or waiting.incident:
             return told
         left = policy.thresholds.retry - waiting.failed_rounds
@@ -162,4 +163,9 @@ def _next(row: Integration, integration: directory.Integration, waiting: Waiting
         return f"{told} {more} it; new settings are tried at once."
     if row.settings is None:
         return "Active without settings: it is suspended at its first event. Save the settings."
-    return "Delivering."
+    if not (waiting and waiting.events) or integration.limits.whole_batches:
+        return "Delivering."
+    return (
+        f"Delivering what waits, in order, at most {integration.limits.concurrency} requests at "
+        "once. If it cannot keep up, raise delivery.concurrency in the settings."
+    )

@@ -20,7 +20,7 @@ from worker.state import Keys, shard_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """How many events wait; the oldest of them; when it goes on. Times are as the API writes them.
+    """How many events wait; the oldest of them; when it goes on, if not now. Times as in the API.
 
     `request` is what the oldest makes, masked; None where it makes none. `incident`: how many of
     how many pipelines of this provider fail just now, where it is the provider that is down.
@@ -74,6 +74,7 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
             attempts = msgspec.msgpack.decode(tried, type=lane.Tried).attempts
     incident = incidents.incident_of(map(incidents.unpack, fares), now * 1000)
     hold = integration.policy.hold_seconds * 1000
+    waits = due and due > now * 1000
     return Waiting(
         events=events,
         oldest_since=_time(since),
@@ -83,7 +84,7 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
         expires_at=_time(since + hold) if since and integration.active == 2 else None,
         failed_rounds=int(failures or 0),
         refused_rounds=int(refusals or 0),
-        next_attempt_at=_time(due) if due and events and integration.active == 1 else None,
+        next_attempt_at=_time(due) if waits and events and integration.active == 1 else None,
         incident=asdict(incident) if incident else None,
         request=_request(event, integration, since) if event else None,
     )

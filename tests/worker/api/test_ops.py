@@ -204,10 +204,10 @@ def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> No
     project("POST", made["url"] + "/status", {"status": 1})
     keys = RedisKeys(shard_of("prj_a", app.state.services.settings.shards))
     redis.xadd(keys.lane(made["id"]), {"e": EVENT, "t": 1780312836000})
-    redis.zadd(keys.due, {made["id"]: 1780312900000})
+    redis.zadd(keys.due, {made["id"]: 4102444800000})
     redis.hset(keys.pipe(made["id"], 0), "failures", 4)
     url = f"{OPS}/integrations/{made['id']}"
-    tried = "Waiting events are tried at 2026-06-01T11:21:40Z."
+    tried = "Waiting events are tried at 2100-01-01T00:00:00Z."
     anew = "it; new settings are tried at once."
     assert project("GET", url).json()["next"] == f"{tried} 6 more failed rounds suspend {anew}"
     redis.hset(keys.pipe(made["id"], 0), "refusals", 4)
@@ -217,7 +217,32 @@ def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> No
         redis.hset(incidents.key("amplitude"), f"i{n}", incidents.pack(Fare(f"p{n}", now, True)))
     told = project("GET", url).json()
     assert told["waiting"]["provider_incident"] == {"failing": 6, "of": 6, "projects": 6}
-    assert told["next"] == "Waiting events are tried at 2026-06-01T11:21:40Z."
+    assert told["next"] == tried
+    redis.zadd(keys.due, {made["id"]: 1780312900000})
+    told = project("GET", url).json()
+    assert (told["next"], told["waiting"]["next_attempt_at"]) == (
+        "Waiting events are tried now.",
+        None,
+    )
+
+
+def test_the_dossier_of_a_pipeline_that_delivers_what_waits_tells_what_bounds_it(
+    project: Project, app: FastAPI
+) -> None:
+    redis = fakeredis.FakeRedis()
+    app.state.services = replace(app.state.services, redis=redis)
+    made = project.create(integration="webhooks")
+    settings = {"url": "https://hooks.example.com/in", "delivery": {"concurrency": 7}}
+    project("PUT", settings_url(made), settings)
+    project("POST", made["url"] + "/status", {"status": 1})
+    url = f"{OPS}/integrations/{made['id']}"
+    assert project("GET", url).json()["next"] == "Delivering."
+    keys = RedisKeys(shard_of("prj_a", app.state.services.settings.shards))
+    redis.xadd(keys.lane(made["id"]), {"e": EVENT, "t": 1780312836000})
+    assert project("GET", url).json()["next"] == (
+        "Delivering what waits, in order, at most 7 requests at once. If it cannot keep up, raise "
+        "delivery.concurrency in the settings."
+    )
 
 
 def test_the_dossier_without_redis(project: Project) -> None:
