@@ -10,8 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from time import perf_counter
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -20,8 +19,6 @@ from providers.kit import (
     Event,
     Plan,
     Rejected,
-    Response,
-    Retry,
     Skipped,
 )
 from worker import lane, traces
@@ -30,8 +27,9 @@ from worker.attempt import Came, Report, all_delivered
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import FIRST_RAMP, Delivery, Landed, Pipeline
+from worker.posts import Posts, interrupted
 from worker.rounds import Rounds, told
-from worker.sender import Sender, simple
+from worker.sender import Sender
 from worker.settings import WorkerSettings
 from worker.settle import settle, settle_delivered
 from worker.shard import Entry, Shard
@@ -73,8 +71,9 @@ class Dispatcher:
         self.jobs = Jobs()
         self.rounds = Rounds(self)
         self._active: set[Pipeline] = set()
-        self._posts: set[asyncio.Future[Response]] = set()
-        self._offered: dict[Pipeline, None] = {}
+        self.posts = Posts(self.transport, self.clock, self._step_soon)
+        self._to_pump: dict[Pipeline, None] = {}
+        self._stepping = False  # under way, or about to be
 
     # --- events come in ---------------------------------------------------------------------
 
@@ -107,14 +106,7 @@ class Dispatcher:
             pipeline.push(delivery)
             self.unsent += 1
             if not pipeline.lingering or pipeline.size >= integration.limits.events:
-                self._offered[pipeline] = None
-
-    def offered(self) -> None:
-        """Start what was offered since the last time: of each pipeline together."""
-        while self._offered:
-            pipeline = next(iter(self._offered))
-            del self._offered[pipeline]
-            self.pump(pipeline)
+                self.pump_soon(pipeline)
 
     def _join_lane(self, pipeline: Pipeline, delivery: Delivery) -> None:
         if pipeline.integration.through_lane and not pipeline.due and not pipeline.held:
@@ -149,6 +141,34 @@ class Dispatcher:
         self.unsent -= len(queued)
         for delivery in queued:
             pipeline.shard.to_lane(delivery)
+
+    # --- one step of all, then the next -----------------------------------------------------
+
+    def pump_soon(self, pipeline: Pipeline) -> None:
+        """Pump a pipeline together with others."""
+        self._to_pump[pipeline] = None
+        self._step_soon()
+
+    def _step_soon(self) -> None:
+        if not self._stepping:
+            self._stepping = True
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        """Land what was answered, start what may be started: see `Posts` why together."""
+        try:
+            for answered in self.posts.answers():
+                _guarded(self._land, *answered)
+            to_pump, self._to_pump = self._to_pump, {}
+            for pipeline in to_pump:
+                _guarded(self.pump, pipeline)
+            self._feed()
+            for delivery, planned in self.posts.send():
+                self.jobs.start(self._fly(delivery.pipeline, [delivery], planned))
+        finally:
+            self._stepping = False
+            if self.posts or self._to_pump:
+                self._step_soon()
 
     # --- events go out ----------------------------------------------------------------------
 
@@ -195,8 +215,8 @@ class Dispatcher:
                 if not fresh:
                     break
                 self.unsent -= len(fresh)
-                for delivery in fresh:
-                    self._post(pipeline, delivery)
+                self._count(pipeline, fresh, len(fresh))
+                self.posts.take(fresh)
                 continue
             if not pipeline.buffer and self._lingers(pipeline):
                 return
@@ -319,69 +339,47 @@ class Dispatcher:
         log.warning("Redis did not answer (%s); trying again", error)
         self.agenda.look(pipeline, self.clock.now_ms() + AGAIN_MS)
 
-    def _start(
-        self, pipeline: Pipeline, batch: list[Delivery], planned: Plan | None = None
-    ) -> None:
-        """Send a batch, as it is `planned` if that is known."""
-        self._count(pipeline, batch)
-        self.jobs.start(self._fly(pipeline, batch, planned))
+    def _start(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
+        """Send a batch."""
+        self._count(pipeline, batch, 1)
+        self.jobs.start(self._fly(pipeline, batch))
 
-    def _count(self, pipeline: Pipeline, batch: list[Delivery]) -> None:
-        pipeline.requests += 1
-        self.requests += 1
-        for delivery in batch:
+    def _count(self, pipeline: Pipeline, deliveries: list[Delivery], requests: int) -> None:
+        pipeline.requests += requests
+        self.requests += requests
+        for delivery in deliveries:
             delivery.attempts += 1
 
     async def _fly(
         self,
         pipeline: Pipeline,
         batch: list[Delivery],
-        planned: Plan | None,
+        planned: Plan | None = None,
         came: Came | None = None,
     ) -> None:
         """Send a batch and land it; whatever happens, there is something to say of it."""
         try:
             report = await self.sender.send(pipeline, batch, planned, came)
         except (asyncio.CancelledError, RedisError):
-            report = _interrupted(batch)
+            report = interrupted(len(batch))
         self._landed(pipeline, batch, report)
 
-    def _post(self, pipeline: Pipeline, delivery: Delivery) -> None:
-        """Send a delivery by itself; where one request is all there is to it, without a task."""
-        planned, batch = self.sender.planned(pipeline, delivery), [delivery]
-        if planned is None or not simple(planned):
-            self._start(pipeline, batch, planned)
-            return
-        self._count(pipeline, batch)
-        posted = self.sender.post(pipeline.integration, planned.requests[0])
-        self._posts.add(posted)
-        posted.add_done_callback(partial(self._answered, delivery, planned, perf_counter()))
+    async def cut_off(self) -> None:
+        """Wait for no answer any more: what is in flight has come to nothing."""
+        self.posts.cut_off()
+        await self.jobs.cut_off()
+        await asyncio.sleep(0)  # what is cut off is answered
+        self._step()
 
-    def _answered(
-        self,
-        delivery: Delivery,
-        planned: Plan,
-        began: float,
-        posted: "asyncio.Future[Response]",
-    ) -> None:
-        self._posts.discard(posted)
+    # --- answers come back ------------------------------------------------------------------
+
+    def _land(self, delivery: Delivery, planned: Plan, came: Landed | Report | Came) -> None:
+        """Land what was sent by itself."""
         pipeline, batch = delivery.pipeline, [delivery]
-        if posted.cancelled():
-            self._landed(pipeline, batch, _interrupted(batch))
-            return
-        came = self.sender.read(delivery, planned.requests[0], posted, began)
         if isinstance(came, Landed | Report):
             self._landed(pipeline, batch, came)
         else:  # there is more to it
             self.jobs.start(self._fly(pipeline, batch, planned, came))
-
-    async def cut_off(self) -> None:
-        """Wait for no answer any more: what is in flight has come to nothing."""
-        for posted in self._posts:
-            posted.cancel()
-        await self.jobs.cut_off()
-
-    # --- answers come back ------------------------------------------------------------------
 
     def _landed(self, pipeline: Pipeline, batch: list[Delivery], came: Landed | Report) -> None:
         pipeline.requests -= 1
@@ -403,7 +401,7 @@ class Dispatcher:
             self.rounds.went_well(pipeline, round_)
         if pipeline.batch and not pipeline.closed and pipeline.requests == 0:
             self._batch_over(pipeline)
-        self._feed()
+        self._step_soon()  # there is room
 
     def _settled(
         self, pipeline: Pipeline, batch: list[Delivery], report: Report, now: int
@@ -575,6 +573,9 @@ class Dispatcher:
                 self.queue_to_lane(pipeline)
 
 
-def _interrupted(batch: list[Delivery]) -> Report:
-    cut = Retry("interrupted", "the worker stopped before the answer came")
-    return Report([Landed(cut) for _ in batch], throttled=True)  # nobody's failure
+def _guarded(step: Callable[..., None], *of: Any) -> None:
+    """Take a step; one event's or pipeline's trouble is not the others'."""
+    try:
+        step(*of)
+    except Exception:
+        log.exception("A step of the delivery loop failed")

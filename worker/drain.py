@@ -138,7 +138,6 @@ class Drain:
             self._directory_seen = self.directory.taken_at
             self.dispatcher.reconcile()
         self.router.route_late()
-        self.dispatcher.offered()
         self.dispatcher.fire()
 
     async def _renew(self) -> None:

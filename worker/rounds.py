@@ -54,7 +54,7 @@ class Rounds:
         if round_.delivered and pipeline.health is WELL and not pipeline.probing:
             self._fares_well(pipeline, round_)
             pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
-            self.dispatcher.pump(pipeline)
+            self.dispatcher.pump_soon(pipeline)
             return
         health, verdict = after_round(
             pipeline.health, round_, pipeline.integration.policy.thresholds
@@ -71,7 +71,7 @@ class Rounds:
         if round_.delivered or round_.rejected:
             pipeline.probing = False
         pipeline.ramp = min(pipeline.ramp * 2, self.settings.window)
-        self.dispatcher.pump(pipeline)
+        self.dispatcher.pump_soon(pipeline)
 
     def _fares_well(self, pipeline: Pipeline, round_: Round) -> None:
         """Let other processes know now and then that this pipeline delivers."""

@@ -75,9 +75,7 @@ class Router:
             routed += len(found)
             if routed >= A_TURN:
                 routed = 0
-                self.dispatcher.offered()
                 await asyncio.sleep(0)
-        self.dispatcher.offered()
 
     def _decoded(self, shard: Shard, entries: list[Any]) -> list[_Read]:
         """Return the entries that are new and well formed; the malformed are dead letters."""

@@ -1,25 +1,22 @@
 """From a batch to a report: token, what is known of the users, the attempt itself."""
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
-from providers.kit import Delivered, Plan, Rejected, Request, Response, plan
-from worker.attempt import Attempt, Came, Report, came_of, context_for
+from providers.kit import Plan, Rejected
+from worker.attempt import Attempt, Came, Report, context_for
 from worker.clock import StoreClock
 from worker.directory import Directory, Integration
 from worker.pipeline import Delivery, Landed, Pipeline
 from worker.state import State
 from worker.tokens import Tokens
-from worker.transport import Transport, TransportError
+from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-PLAIN = Delivered()  # nothing was said or learned
 FAILED = "The %s adapter failed on event %s"
 DAY_MS = 86_400_000  # an attribution that has not come by then does not come
 
@@ -75,42 +72,7 @@ class Sender:
             if len(batch) > 1:
                 return await self._halves(pipeline, batch)
             log.exception(FAILED, integration.slug, events[0].id)
-            return _adapter_failed(error)
-
-    def planned(self, pipeline: Pipeline, delivery: Delivery) -> Plan | None:
-        """Return what a delivery comes to, None where `send` is to find what is wrong with it.
-
-        For providers that take an event a request, of which nothing must be known before.
-        """
-        integration = pipeline.integration
-        context = context_for(integration, self.clock.now_ms())
-        try:
-            return plan(integration.provider, [delivery.event], integration.settings, context)
-        except Exception:  # noqa: BLE001  `send` meets it again, and tells of it
-            return None
-
-    def post(self, integration: Integration, request: Request) -> "asyncio.Future[Response]":
-        """Send a request; return the answer to come."""
-        sending = self.transport.send(request, pool=integration.id, timeout=integration.timeout)
-        return asyncio.ensure_future(sending)
-
-    def read(
-        self,
-        delivery: Delivery,
-        request: Request,
-        posted: "asyncio.Future[Response]",
-        began: float,
-    ) -> Landed | Report | Came:
-        """Return how the delivery landed, or what `send` is to go on with; `posted` is done."""
-        integration = delivery.pipeline.integration
-        try:
-            response, verdict = came = came_of(integration, request, posted.result(), began)
-        except TransportError as error:
-            return came_of(integration, request, error, began)
-        except Exception as error:
-            log.exception(FAILED, integration.slug, delivery.event.id)
-            return _adapter_failed(error)
-        return _taken(response.status) if response and verdict == PLAIN else came
+            return adapter_failed(error)
 
     async def _halves(self, pipeline: Pipeline, batch: list[Delivery]) -> Report:
         """Find the event that an adapter fails on, and let the others pass."""
@@ -140,18 +102,8 @@ class Sender:
         return any(other.slug == "searchads" for other in others)
 
 
-def simple(planned: Plan) -> bool:
-    """Whether one request is all there is to an event."""
-    requests = planned.requests
-    return len(requests) == 1 and not (requests[0].step or requests[0].optional)
-
-
-@cache
-def _taken(status: int) -> Landed:
-    return Landed(PLAIN, status=status)
-
-
-def _adapter_failed(error: Exception) -> Report:
+def adapter_failed(error: Exception) -> Report:
+    """Return what comes of an event on which the adapter raised `error`."""
     told = f"{type(error).__name__} in the adapter; see the log"
     return Report([Landed(Rejected("adapter_error", told))])
 

@@ -26,6 +26,7 @@ def dispatcher(monkeypatch: pytest.MonkeyPatch) -> Dispatcher:
     nothing: Any = SimpleNamespace(usable=False)
     made = Dispatcher(load_settings({}), nothing, nothing, nothing, StoreClock())
     monkeypatch.setattr(made, "pump", lambda _pipeline: None)
+    monkeypatch.setattr(made, "pump_soon", lambda _pipeline: None)
     monkeypatch.setattr(made.rounds, "_fares_well", lambda *_: None)
     return made
 
@@ -127,3 +128,23 @@ async def test_a_round_ends_though_how_others_fare_cannot_be_read(
     assert not pipeline.closed
     assert pipeline.health.failures == 1
     await redis.aclose()
+
+
+async def test_a_pipeline_that_fails_us_does_not_keep_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing: Any = SimpleNamespace()
+    made = Dispatcher(load_settings({}), nothing, nothing, nothing, StoreClock())
+    broken, well = pipeline(), pipeline()
+    pumped = asyncio.get_running_loop().create_future()
+
+    def pump(one: Pipeline) -> None:
+        if one is broken:
+            raise ZeroDivisionError
+        pumped.set_result(one)
+
+    monkeypatch.setattr(made, "pump", pump)
+    made.pump_soon(broken)
+    made.pump_soon(well)
+    assert await asyncio.wait_for(pumped, 30) is well
+    assert "A step of the delivery loop failed" in caplog.text

@@ -55,7 +55,6 @@ def router(directory: Directory, offered: list[str]) -> Router:
         state=None,
         clock=None,
         offer=lambda _shard, _entry, _integration, event, _raw: offered.append(event.id),
-        offered=lambda: None,
     )
     return Router(dispatcher)
 

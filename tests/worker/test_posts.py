@@ -1,9 +1,9 @@
-"""The short way of a request that carries one event: as `Attempt` has it, without its steps."""
+"""What goes in one request by itself: as `Attempt` has it, without its steps, and many together."""
 
 import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -28,7 +28,8 @@ from tests.worker.bare import bare_provider
 from worker.attempt import Report
 from worker.clock import StoreClock
 from worker.pipeline import Landed
-from worker.sender import Sender, simple
+from worker.posts import Posts
+from worker.sender import Sender
 from worker.transport import TransportError
 
 URL = "https://upstream.example/"
@@ -76,55 +77,100 @@ class Wire:
     async def close(self) -> None: ...
 
 
-def sender(wire: Wire | None = None) -> tuple[Sender, Any]:
-    """Return a sender, and a pipeline of the test's provider."""
+class Woken(asyncio.Event):
+    """Set when there is something to do."""
+
+    async def again(self) -> None:
+        """Wait until there is something more."""
+        self.clear()
+        async with asyncio.timeout(30):
+            await self.wait()
+
+
+def posts(wire: Wire | None = None) -> tuple[Posts, Any, Woken]:
+    """Return posts, a pipeline of the test's provider, and what they wake."""
     provider = bare_provider(encode, classify)
     integration = SimpleNamespace(
         id="c9VdLs3H", project_id="prj_a", slug="webhooks", provider=provider,
         settings=Settings(), timeout=5, mask=lambda text: text,
     )  # fmt: skip
+    woken = Woken()
+    made = Posts(wire or Wire(), StoreClock(), woken.set)
+    return made, SimpleNamespace(integration=integration, batch=None), woken
+
+
+def deliveries(pipeline: Any, *ids: str) -> list[Any]:
+    return [SimpleNamespace(event=event(id=id_), step=0, note="", pipeline=pipeline) for id_ in ids]
+
+
+async def report_of(made: Posts, pipeline: Any, *more: Any) -> Report:
+    """Return the report of a delivery that goes the long way from there."""
     nothing: Any = SimpleNamespace()
-    made = Sender(nothing, wire or Wire(), nothing, StoreClock())
-    return made, SimpleNamespace(integration=integration, batch=None)
+    return await Sender(nothing, made.transport, nothing, made.clock).send(pipeline, *more)
 
 
-def deliveries(*ids: str) -> Any:
-    return [SimpleNamespace(event=event(id=id_), step=0, note="") for id_ in ids]
+async def test_only_what_is_one_request_goes_the_short_way() -> None:
+    made, pipeline, woken = posts(wire := Wire())
+    made.take(deliveries(pipeline, "a", "skipped", "twice", "later", "broken", "b"))
+    left = {delivery.event.id: planned for delivery, planned in made.send()}
+    assert left.keys() == {"skipped", "twice", "later", "broken"}
+    assert left["broken"] is None
+    assert not made, "all of it was taken"
+    await woken.again()
+    assert wire.sent == [b"a", b"b"]
 
 
-@pytest.mark.parametrize(
-    ("which", "plain"),
-    [("a", True), ("skipped", False), ("twice", False), ("later", False), ("broken", False)],
-)
-def test_only_what_is_one_request_goes_the_short_way(which: str, *, plain: bool) -> None:
-    made, pipeline = sender()
-    planned = made.planned(pipeline, *deliveries(which))
-    assert (planned is not None and simple(planned)) is plain
+async def test_all_are_planned_before_the_first_is_sent() -> None:
+    made, pipeline, _ = posts(wire := Wire())
+    steps: list[str] = []
+    plans, sends = pipeline.integration.provider.encode, wire.send
+
+    def planned(events: Any, *more: Any) -> Plan:
+        steps.append(f"plan {events[0].id}")
+        return cast("Plan", plans(events, *more))
+
+    def sent(request: Request, **more: Any) -> Any:
+        steps.append(f"send {request.body.decode()}")
+        return sends(request, **more)
+
+    pipeline.integration.provider = bare_provider(planned, classify)
+    wire.send = sent  # type: ignore[method-assign]
+    made.take(deliveries(pipeline, "a", "b"))
+    assert not list(made.send())
+    assert steps == ["plan a", "plan b", "send a", "send b"]
+    made.cut_off()
 
 
 async def test_what_is_not_sent_is_planned_once() -> None:
-    made, pipeline = sender()
-    (skipped,) = deliveries("skipped")
-    planned = made.planned(pipeline, skipped)
+    made, pipeline, _ = posts()
+    made.take(deliveries(pipeline, "skipped"))
+    ((skipped, planned),) = made.send()
     pipeline.integration.settings = None  # whoever plans again fails
-    report = await made.send(pipeline, [skipped], planned)
+    report = await report_of(made, pipeline, [skipped], planned)
     assert report.landed == [Landed(Skipped("no_identity", "nobody"), alone=True)]
 
 
 async def came(answer: int | TransportError) -> Landed | Report:
     """Return what came of a delivery, as the dispatcher has it done."""
-    made, pipeline = sender(wire := Wire(answer))
-    (delivery,) = deliveries("a")
-    delivery.pipeline = pipeline
-    planned = made.planned(pipeline, delivery)
-    assert planned is not None
-    posted = made.post(pipeline.integration, planned.requests[0])
-    await asyncio.wait([posted])
-    found = made.read(delivery, planned.requests[0], posted, 0.0)
+    made, pipeline, woken = posts(wire := Wire(answer))
+    made.take(deliveries(pipeline, "a"))
+    assert not list(made.send())
+    await woken.again()
+    ((delivery, planned, found),) = made.answers()
     if not isinstance(found, Landed | Report):
-        found = await made.send(pipeline, [delivery], planned, found)
+        found = await report_of(made, pipeline, [delivery], planned, found)
     assert wire.sent == [b"a"]  # once, whatever came of it
     return found
+
+
+async def test_what_is_cut_off_was_interrupted() -> None:
+    made, pipeline, woken = posts()
+    made.take(deliveries(pipeline, "a", "b"))
+    assert not list(made.send())
+    made.cut_off()
+    await woken.again()
+    found = [came for _, _, came in made.answers()]
+    assert [report.throttled for report in found if isinstance(report, Report)] == [True, True]
 
 
 async def test_what_was_taken_has_landed() -> None:
