@@ -160,11 +160,10 @@ def wait_for_redis(url: str, seconds: float = 20.0) -> None:
     while True:
         try:
             client.ping()
-        except BusyLoadingError:
-            deadline = time.monotonic() + seconds
-            time.sleep(0.05)
-        except RedisError:
-            if time.monotonic() > deadline:
+        except RedisError as error:
+            if isinstance(error, BusyLoadingError):
+                deadline = time.monotonic() + seconds
+            elif time.monotonic() > deadline:
                 raise TimeoutError(f"no Redis answers at {url}") from None
             time.sleep(0.05)
         else:

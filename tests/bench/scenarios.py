@@ -38,6 +38,11 @@ class Bench:
         """Return how much of something, by how much time there is."""
         return quick if self.quick else full
 
+    @property
+    def highest(self) -> float:
+        """Return the deliveries a second that `single` found; few where it did not run."""
+        return float(self.found.get("single", {}).get("per_second") or 2_000)
+
     def hooks(self, name: str, count: int, path: str = "ok", **more: Any) -> list[str]:
         """Return projects with a webhook each, known to the worker; made once."""
         if name not in self.projects:
@@ -180,7 +185,7 @@ def neighbours(bench: Bench) -> Figures:
     """
     rig, healthy = bench.rig, bench.many(bench.size(100, 1_000))
     seconds = bench.size(6, 10)
-    rate = 0.25 * (bench.found.get("single", {}).get("per_second") or 2_000)
+    rate = 0.25 * bench.highest
     well = bench.hooks("well", 101, "well")
     turns: list[Figures] = []
     for number in range(bench.size(1, 3)):
@@ -213,7 +218,7 @@ def tenant(bench: Bench) -> Figures:
     The latter says how much of it is due to the load, and no unfairness.
     """
     others, noisy = bench.hooks("hook", 50), bench.hooks("noisy", 1, "noisy")
-    quiet = 0.15 * (bench.found.get("single", {}).get("per_second") or 2_000)
+    quiet = 0.15 * bench.highest
     loads = {
         "alone": (quiet, others),
         "beside": (quiet * 3, [*others, f"{noisy[0]}*100"]),
@@ -336,10 +341,10 @@ def second(bench: Bench) -> Figures:
     """
     rig, worker = bench.rig, bench.worker
     projects, count = bench.hooks("hook", 50), bench.size(6_000, 15_000)
-    rate = 0.2 * (bench.found.get("single", {}).get("per_second") or 2_000)
+    rate = 0.2 * bench.highest
     turns: list[Figures] = []
     for _ in range(bench.size(1, 3)):
-        alone = worker.drained(Source(projects), count)
+        alone = bench.drained(projects, count)
         one = _steady_cpu(bench, rate, projects)
         with rig.worker() as other:
             until(lambda: worker.draining() and other.draining(), "both drain")
