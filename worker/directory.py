@@ -103,10 +103,6 @@ class Directory:
         """Return the integrations that get the events of a project's store: active or suspended."""
         return self._targets.get((project_id, platform), ())
 
-    def all(self) -> list[Integration]:
-        """Return every integration."""
-        return list(self._by_id.values())
-
     def refresh(self) -> None:
         """Read the database if it has changed; compile what has. Blocks; for threads and start-up.
 

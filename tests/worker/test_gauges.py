@@ -22,13 +22,15 @@ from worker.settings import WorkerSettings, load_settings
 from worker.state import UNSHARDED, Keys
 from worker.store import notifications
 from worker.store.database import make_engine, reading
-from worker.store.integrations import create_integration, set_status
+from worker.store.integrations import create_integration, save_settings, set_status
 from worker.store.models import Notification
 from worker.store.projects import Receiver, create_project
 from worker.store.schema import upgrade
+from worker.store.secrets import keyring_of
 
 SHARDS = 2
 HOUR_MS = 3_600_000
+KEY = "01234567-89ab-cdef-0123-456789abcdef"
 
 
 @pytest.fixture
@@ -132,6 +134,21 @@ def test_shows_held_events_and_how_much_of_the_hold_is_used(
     gauges.step()
     assert value("onward_waiting_events", **labels) == 0
     assert value("onward_hold_used_ratio", provider="braze", limit="time") == 0
+
+
+def test_an_integrations_own_hold_counts_as_it_is_now(
+    redis: Any, gauges: Gauges, settings: WorkerSettings, engine: Engine, suspended: str
+) -> None:
+    def hold_used(hours: int) -> float | None:
+        given = {"api_key": KEY, "instance": "EU-01", "delivery": {"hold_seconds": hours * 3600}}
+        with engine.begin() as connection:
+            save_settings(connection, suspended, given, keyring_of(settings), actor="test")
+        gauges.step()
+        return value("onward_hold_used_ratio", provider="braze", limit="time")
+
+    wait_in_lane(redis, suspended, now_ms(redis) - 9 * HOUR_MS)
+    assert hold_used(90) == pytest.approx(0.1, abs=0.01)
+    assert hold_used(45) == pytest.approx(0.2, abs=0.01)
 
 
 def test_shows_what_is_gone_as_none(gauges: Gauges, suspended: str, engine: Engine) -> None:

@@ -37,6 +37,8 @@ from worker.registry import all_providers
 from worker.sample import events
 from worker.settings import WorkerSettings
 from worker.state import State
+from worker.store.database import reading
+from worker.store.integrations import config_rows
 from worker.store.secrets import keyring_of
 from worker.transport import TransportError
 
@@ -165,7 +167,8 @@ class Worker:
         directory = Directory(self.engine, keyring_of(self.settings), self.settings)
         directory.refresh()
         directory.start()
-        asked = {one.id for one in directory.all() if one.active == 1}
+        with reading(self.engine) as connection:
+            asked = {row.id for row in config_rows(connection) if row.active == 1}
         self.echo.called.clear()
         async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as redis:
             done = partial(asked.issubset, self.echo.called)
