@@ -1,6 +1,7 @@
 """The store's clock: due times and holds are measured by one clock, whatever the workers' say."""
 
 import time
+from datetime import UTC, datetime
 
 
 class StoreClock:
@@ -21,3 +22,13 @@ class StoreClock:
     def drift_seconds(self) -> float:
         """How far this machine's clock is ahead of the store's."""
         return (time.time() * 1000 - self.now_ms()) / 1000
+
+
+def time_of(ms: float) -> datetime:
+    """Return the time of milliseconds of the store's clock."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def next_attempt(due_ms: float | None, now_ms: float) -> datetime | None:
+    """Return when a pipeline is tried next, by its due time; None: now, for that has passed."""
+    return time_of(due_ms) if due_ms and due_ms > now_ms else None

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from worker import incidents
+from worker.clock import next_attempt, time_of
 from worker.gauges import backlog
 from worker.state import OWNERS, Keys, shard_of
 from worker.store.database import reading
@@ -19,7 +20,10 @@ from worker.store.models import Integration
 
 @dataclass(frozen=True)
 class Trouble:
-    """An integration that is suspended or failing. `next_attempt` is None while it is held."""
+    """An integration that is suspended or failing.
+
+    `next_attempt` is None where that is now, while it is held, and where nothing waits.
+    """
 
     integration: Integration
     since: datetime | None
@@ -58,7 +62,7 @@ def overview(redis: Any, engine: Engine, shards: int) -> Overview:
         if outcome != "accepted":
             outcomes[outcome] += count
     troubled = [one for one in found if one.active == 2 or _fails(one)]
-    troubles = list(_troubles(redis, troubled, shards))
+    troubles = list(_troubles(redis, troubled, shards, now))
     return Overview(
         owners=[owner.decode() for owner in redis.zrangebyscore(OWNERS, now, "+inf")],
         led=sum(redis.exists(Keys(number).lease) for number in range(shards)),
@@ -78,7 +82,9 @@ def _fails(integration: Integration) -> bool:
     return integration.active == 1 and integration.delivery_error_count > 0
 
 
-def _troubles(redis: Any, troubled: Sequence[Integration], shards: int) -> Iterator[Trouble]:
+def _troubles(
+    redis: Any, troubled: Sequence[Integration], shards: int, now: int
+) -> Iterator[Trouble]:
     """Yield each with what waits for it, the longest in trouble first."""
     pipe = redis.pipeline(transaction=False)
     for one in troubled:
@@ -86,26 +92,23 @@ def _troubles(redis: Any, troubled: Sequence[Integration], shards: int) -> Itera
         pipe.xlen(keys.lane(one.id))
         pipe.xrange(keys.lane(one.id), count=1)
         pipe.zscore(keys.due, one.id)
-    replies = pipe.execute()
+    replies = iter(pipe.execute())
     found = [
         Trouble(
             integration=one,
             since=one.last_error_at if one.active == 2 else one.first_error_at,
-            waiting=replies[3 * number],
-            oldest=_oldest(replies[3 * number + 1]),
-            next_attempt=_time(replies[3 * number + 2]) if one.active == 1 else None,
+            waiting=waiting,
+            oldest=_oldest(head),
+            next_attempt=next_attempt(due, now) if waiting and one.active == 1 else None,
         )
-        for number, one in enumerate(troubled)
+        for one, waiting, head, due in zip(troubled, replies, replies, replies, strict=True)
     ]
     yield from sorted(found, key=lambda trouble: trouble.since or datetime.max.replace(tzinfo=UTC))
 
 
 def _oldest(head: list[tuple[bytes, dict[bytes, bytes]]]) -> datetime | None:
-    return _time(float(head[0][1].get(b"t", 0))) if head else None
-
-
-def _time(ms: float | None) -> datetime | None:
-    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+    accepted = float(head[0][1].get(b"t", 0)) if head else 0
+    return time_of(accepted) if accepted else None
 
 
 def _incidents(

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
 from worker.audit import NOBODY
+from worker.clock import next_attempt, time_of
 from worker.journal import PAGE, Row, unpack
 from worker.state import UNSHARDED, Keys, shard_of
 from worker.store import audit
@@ -145,10 +146,11 @@ def _in_lane(redis: Any, keys: Keys, integration_id: str, event_id: str) -> Iter
         seen = _read(fields[b"e"], event_id)
         if seen:
             at = time_of(int(fields[b"t"]))
-            due = redis.zscore(keys.due, integration_id) or 0
+            due = redis.zscore(keys.due, integration_id)
+            until = next_attempt(due, redis.time()[0] * 1000)
             why = (
-                f"its pipeline waits until {time_of(due):%F %T}Z"
-                if due > redis.time()[0] * 1000
+                f"its pipeline waits until {until:%F %T}Z"
+                if until
                 else f"in its lane, sent in its turn: see onward integrations show {integration_id}"
             )
             yield Place(integration_id, seen.project_id, seen.platform, at, why)
@@ -163,11 +165,6 @@ def _read(raw: bytes, event_id: str) -> _Seen | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return seen if seen.id == event_id else None
-
-
-def time_of(ms: float) -> datetime:
-    """Return the time of milliseconds of the store's clock."""
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 # --- why it is not ------------------------------------------------------------------------------

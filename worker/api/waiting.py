@@ -1,7 +1,6 @@
 """What waits for an integration, as Redis has it."""
 
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from providers.kit.decode import InvalidEvent
 from worker import incidents, lane
 from worker.api.schemas import moment
 from worker.attempt import SNIPPET, context_for
+from worker.clock import next_attempt, time_of
 from worker.directory import Integration
 from worker.preview import text_or_base64
 from worker.state import Keys, shard_of
@@ -74,7 +74,7 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
             attempts = msgspec.msgpack.decode(tried, type=lane.Tried).attempts
     incident = incidents.incident_of(map(incidents.unpack, fares), now * 1000)
     hold = integration.policy.hold_seconds * 1000
-    waits = due and due > now * 1000
+    goes_on = events and integration.active == 1
     return Waiting(
         events=events,
         oldest_since=_time(since),
@@ -84,7 +84,7 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
         expires_at=_time(since + hold) if since and integration.active == 2 else None,
         failed_rounds=int(failures or 0),
         refused_rounds=int(refusals or 0),
-        next_attempt_at=_time(due) if waits and events and integration.active == 1 else None,
+        next_attempt_at=moment(next_attempt(due, now * 1000)) if goes_on else None,
         incident=asdict(incident) if incident else None,
         request=_request(event, integration, since) if event else None,
     )
@@ -103,8 +103,7 @@ def _request(event: Event, integration: Integration, at_ms: int) -> str | None:
         return None
     source = integration.provider.token
     token = dict(source.sample) if source else {}
-    now = datetime.fromtimestamp(at_ms / 1000, UTC)
-    context = context_for(integration, at_ms, token=token, batch_at=now)
+    context = context_for(integration, at_ms, token=token, batch_at=time_of(at_ms))
     requests = plan(integration.provider, [event], integration.settings, context).requests
     if not requests:
         return None
@@ -115,5 +114,4 @@ def _request(event: Event, integration: Integration, at_ms: int) -> str | None:
 
 def _time(milliseconds: float) -> str | None:
     """Return a time of the store's clock; None for 0, unknown."""
-    at = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return moment(at) if milliseconds else None
+    return moment(time_of(milliseconds)) if milliseconds else None

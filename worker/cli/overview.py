@@ -13,9 +13,10 @@ from worker.api.dossier import AS_NAMED, REMEDIES, THEN, WAIT
 from worker.api.records import DeadLetterObject, DeliveryObject
 from worker.api.schemas import moment, title_of
 from worker.cli.output import print_table, short
+from worker.clock import time_of
 from worker.journal import Row
 from worker.status import Overview, Trouble
-from worker.why import Life, Place, time_of
+from worker.why import Life, Place
 
 MIB = 2**20
 
@@ -105,7 +106,7 @@ def _parts(found: Overview) -> Iterator[RenderableType]:
 
 def _troubles(troubles: list[Trouble]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("integration", "since", "waiting", "next try"):
+    for column in ("integration", "since", "waiting", "next attempt"):
         table.add_column(column, overflow="fold", no_wrap=column != "integration")
     table.add_column("message and what to do", overflow="fold", ratio=1)
     for one in troubles:
@@ -114,10 +115,16 @@ def _troubles(troubles: list[Trouble]) -> Table:
             Text(f"{integration.id}\n{integration.slug}\n{integration.title}"),
             Text(short(moment(one.since))),
             Text(f"{one.waiting:,}"),
-            Text("held" if integration.active == 2 else short(moment(one.next_attempt))),
+            Text(_next(one)),
             Text(f"{integration.last_error_message or ''}\n{_advice(one)}"),
         )
     return table
+
+
+def _next(one: Trouble) -> str:
+    if one.integration.active == 2:
+        return "held"
+    return short(moment(one.next_attempt)) or ("now" if one.waiting else "")
 
 
 def _totals(found: Overview) -> Iterator[tuple[str, str]]:

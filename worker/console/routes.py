@@ -11,6 +11,7 @@ from worker.api.dossier import dossier_of
 from worker.api.errors import too_many_requests
 from worker.api.records import DeadLetterWhole
 from worker.api.v4 import IntegrationId
+from worker.clock import time_of
 from worker.console import look
 from worker.console.search import events_of
 from worker.console.session import COOKIE, SECONDS, safe_next
@@ -32,7 +33,7 @@ from worker.store import audit, dead_letters, deliveries, integrations, projects
 from worker.store.database import now, reading
 from worker.store.errors import NotFound
 from worker.store.models import Integration
-from worker.why import life_of, time_of
+from worker.why import life_of
 
 ACTOR = "console"
 SHOWN = 100  # rows a page

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from worker.clock import time_of
 from worker.state import UNSHARDED, Keys
 from worker.store.dead_letters import list_dead_letters
-from worker.why import time_of
 
 AT_ONCE = 1_000  # entries a read
 MOST = 100_000  # entries of streams that are looked at

@@ -63,6 +63,7 @@ def make(engine: Engine) -> Callable[..., str]:
 
 
 HOUR = timedelta(hours=1)
+IN_2100_MS = 4_102_444_800_000
 
 
 def recorded(engine: Engine, integration: str, outcome: str = "delivered", **fields: Any) -> None:
@@ -77,6 +78,16 @@ def recorded(engine: Engine, integration: str, outcome: str = "delivered", **fie
     }
     with engine.begin() as connection:
         connection.execute(insert(Delivery).values(values | fields))
+
+
+def fails(engine: Engine, integration: str) -> None:
+    table = Integration.table()
+    with engine.begin() as connection:
+        connection.execute(
+            update(table)
+            .where(table.c.id == integration)
+            .values(delivery_error_count=3, first_error_at=now(), last_error_message="503 busy")
+        )
 
 
 def letter(engine: Engine, **fields: Any) -> int:
@@ -123,13 +134,7 @@ def test_status_says_when_nobody_works_and_who_fails(
     onward: Command, engine: Engine, make: Callable[..., str], redis: Redis
 ) -> None:
     failing = make()
-    table = Integration.table()
-    with engine.begin() as connection:
-        connection.execute(
-            update(table)
-            .where(table.c.id == failing)
-            .values(delivery_error_count=3, first_error_at=now(), last_error_message="503 busy")
-        )
+    fails(engine, failing)
     for number in range(6):  # a provider's incident
         value = f"1|{redis.time()[0] * 1000}|prj_{number}"
         redis.hset("onward:fares:webhooks", f"integration{number}", value)
@@ -140,6 +145,25 @@ def test_status_says_when_nobody_works_and_who_fails(
     told = onward("status", "--json").json
     assert told["failing"][0]["integration"] == failing
     assert told["incidents"]["webhooks"] == {"failing": 6, "of": 6, "projects": 6}
+
+
+def test_status_tells_the_next_attempt_of_what_waits_or_that_it_is_now(
+    onward: Command, engine: Engine, make: Callable[..., str], redis: Redis
+) -> None:
+    failing = make()
+    fails(engine, failing)
+
+    def told() -> tuple[str | None, bool, bool]:
+        (trouble,) = onward("status", "--json").json["failing"]
+        text = onward("status").out
+        return trouble["next_attempt_at"], "01-01 00:00:00Z" in text, " now " in text
+
+    redis.zadd(KEYS.due, {failing: IN_2100_MS})
+    assert told() == (None, False, False), "nothing waits for it"
+    waits(redis, failing)
+    assert told() == (None, False, True)
+    redis.zadd(KEYS.due, {failing: IN_2100_MS})
+    assert told() == ("2100-01-01T00:00:00Z", True, False)
 
 
 # --- why ----------------------------------------------------------------------------------------
@@ -199,6 +223,16 @@ def test_why_knows_who_was_paused_when_the_event_came(
     only = onward("why", "evt-1", since_paused, "--json")
     assert only.json["deliveries"] == []
     assert only.json["absent"].keys() == {since_paused}
+
+
+def test_why_tells_until_when_a_pipeline_waits_and_of_no_moment_that_has_passed(
+    onward: Command, make: Callable[..., str], redis: Redis
+) -> None:
+    hook = make()
+    waits(redis, hook)
+    assert "until" not in onward("why", "evt-1").out
+    redis.zadd(KEYS.due, {hook: IN_2100_MS})
+    assert "its pipeline waits until 2100-01-01 00:00:00Z" in onward("why", "evt-1").out
 
 
 def test_why_looks_into_the_intake_and_the_journal(

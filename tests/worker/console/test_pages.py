@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from redis import Redis
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from providers.kit import Request, Response
 from tests.worker.console.conftest import (
@@ -29,6 +30,7 @@ from worker.state import CHANGES, OWNERS
 from worker.store import audit, dead_letters, integrations
 from worker.store.database import reading
 from worker.store.deliveries import record_rows
+from worker.store.models import Integration
 from worker.store.secrets import keyring_of
 
 FORM = re.compile(r'<form method="post" action="/console/replay".*?</form>', re.DOTALL)
@@ -64,6 +66,25 @@ def test_the_overview_shows_the_suspended_first(
     assert re.search(r'data-label="Waiting" class="number">3<', page)
     assert told.index("1 suspended") < told.index("Events in")
     assert "No worker reads the intake" not in told
+
+
+def test_the_overview_tells_the_next_attempt_of_who_fails_or_that_it_is_now(
+    operator: Browser, empty_database: Engine, events_redis: Any, hook: str
+) -> None:
+    with empty_database.begin() as connection:
+        connection.execute(update(Integration.table()).values(delivery_error_count=3))
+
+    def told() -> str:
+        (cell,) = re.findall(
+            r'<td data-label="Next attempt">.*?</td>', operator.get("/console").text
+        )
+        return seen(cell)
+
+    assert told() == "\N{EN DASH}"
+    waits(events_redis, hook, 1)
+    assert told() == "now"
+    events_redis.zadd(KEYS.due, {hook: int((time.time() + 90.5 * 86_400) * 1000)})
+    assert told() == "in 90 d"
 
 
 def test_a_provider_incident_is_on_top(
