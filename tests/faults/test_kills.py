@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from signal import SIGKILL, SIGTERM
-from time import monotonic
 
 import pytest
 
@@ -126,9 +125,7 @@ def test_leaving_while_an_upstream_hangs(scene: Make) -> None:
         s.fault("hang", slug="webhooks")
         s.send(300)
         eventually(lambda: s.calls("hang") >= 5, why="as many as may be are in flight")
-        began = monotonic()
         s.stop(worker, seconds=30)
-        assert monotonic() - began < 30
         s.no_faults()
         s.worker()
         found = s.check(duplicates=0, ordered=True)
