@@ -123,7 +123,7 @@ def test_recovery_is_told_once_it_delivers_after_its_activation(
 
     suspend_it(engine, pipeline)
     activate(engine, pipeline)
-    deliver(events_redis, engine, pipeline)
+    deliver(events_redis, engine, pipeline, now() + timedelta(milliseconds=1))  # it is cut to ms
     keeper.look()
     assert kinds(engine) == ["suspended", "recovered"] * 2, "each time anew"
 
