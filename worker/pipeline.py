@@ -3,6 +3,7 @@
 No I/O: `drain.py` sends and commits, `lane.py` reads what waits in Redis.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,14 +195,29 @@ class Pipeline:
 
     def _take_read(self, batch: "_Batch") -> None:
         kept: list[Delivery] = []
+        passed: set[str] = set()  # users with an earlier event that is kept
+        most = self._least_tried() if self.probing else math.inf
         while self.buffer:
-            if self.buffer[0].user in self.busy:
+            first = self.buffer[0]
+            user = first.user
+            if user in self.busy or user in passed or first.attempts > most:
                 kept.append(self.buffer.popleft())
-            elif batch.takes(self.buffer[0]):
+                passed.update([user] if user else ())
+            elif batch.takes(first):
                 self.buffer.popleft()
             else:
                 break
         self.buffer.extendleft(reversed(kept))
+
+    def _least_tried(self) -> int:
+        """How often the least tried was sent of those that are first of their user.
+
+        A probe is none that was sent more often, for that may fail for itself.
+        """
+        heads: dict[str | Delivery, int] = {}
+        for delivery in self.buffer:
+            heads.setdefault(delivery.user or delivery, delivery.attempts)
+        return min(heads.values(), default=0)
 
     def _take_fresh(self, batch: "_Batch") -> None:
         while self.ready:

@@ -162,7 +162,9 @@ class Rounds:
         pipeline.closed, pipeline.round, pipeline.stumbled = False, Round(), []
         pipeline.fared = 0
         pipeline.forget_lane()
-        health, verdict = after_round(pipeline.health, round_, policy.thresholds)
+        again = min((d.attempts for d in stumbled), default=1) > 1
+        again &= not pipeline.integration.limits.whole_batches  # these are never taken apart
+        health, verdict = after_round(pipeline.health, round_, policy.thresholds, again=again)
         if incident and not round_.refused and not round_.gone:
             verdict = "back_off"
             health = replace(health, failures=min(health.failures, policy.thresholds.retry - 1))

@@ -36,12 +36,14 @@ class Health:
     """Consecutive failures of a pipeline in its epoch; a delivery sets all to zero.
 
     `probation`: re-activated and nothing delivered since; the next refusal suspends at once.
+    `excused`: a failed round was put down to its events, and nothing delivered since.
     """
 
     failures: int = 0
     refusals: int = 0
     rejections: int = 0
     probation: bool = False
+    excused: bool = False
 
 
 WELL = Health()
@@ -88,8 +90,14 @@ def share_used(health: Health, limits: Thresholds) -> tuple[float, str]:
     return count / most, f"{count} of {most} {what} in a row"
 
 
-def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Health, Verdict]:
-    """Return the state after `round_`, and what the pipeline does next."""
+def after_round(
+    health: Health, round_: Round, limits: Thresholds, *, again: bool = False
+) -> tuple[Health, Verdict]:
+    """Return the state after `round_`, and what the pipeline does next.
+
+    `again`: all that failed had failed before. Where others were delivered since, that is put down
+    to these events, once: if what follows fails too, it is the upstream.
+    """
     if round_.gone:
         return health, "suspend"
     if round_.delivered:
@@ -106,6 +114,8 @@ def after_round(health: Health, round_: Round, limits: Thresholds) -> tuple[Heal
         )
         return health, "suspend" if enough else "back_off"
     if round_.failed:
+        if again and health == WELL:
+            return replace(health, excused=True), "go_on"
         health = replace(health, failures=health.failures + 1)
         return health, "suspend" if health.failures >= limits.retry else "back_off"
     return health, "pause" if round_.throttled else "go_on"

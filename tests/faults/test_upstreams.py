@@ -262,3 +262,21 @@ def test_a_poisoned_batch(scene: Make) -> None:
         (accounts,) = s.check().values()
         assert accounts.count("delivered") == 2_998
         assert s.letters() == ["too_large", "too_large"]
+
+
+@pytest.mark.row("E", "one event keeps failing: it alone is given up, the pipeline works")
+def test_one_event_fails_for_itself(scene: Make) -> None:
+    with scene({"ONWARD_EVENT_ATTEMPTS": "5"}) as s:
+        hook = s.hook("a")
+        (bad,) = s.events(1)
+        bad["product_id"] = POISON
+        s.fault("fail", slug="webhooks", status=500, match=POISON)
+        s.publish([bad])
+        s.worker()
+        failing(s)
+        with s.load(rate=20):
+            eventually(lambda: s.letters() == ["exhausted"], 60, "it is given up")
+        (accounts,) = s.check(ordered=True).values()
+        assert accounts.count("rejected") == 1
+        assert accounts.count("delivered") == len(s.sent[PROJECT]) - 1
+        assert s.state(hook).active == 1

@@ -215,6 +215,32 @@ def test_what_is_withdrawn_is_not_sent() -> None:
     assert pipeline.take(10, 1000) == []
 
 
+def test_a_probe_is_what_was_tried_least() -> None:
+    """An event that fails for itself must not fail every probe. Each user's order is kept."""
+    pipeline = pipeline_of()
+    read = [
+        delivery_of(pipeline, user, lane_id=b"%d-0" % number, attempts=attempts)
+        for number, (user, attempts) in enumerate(
+            [("ann", 3), ("bob", 1), ("ann", 0), ("", 2), ("cem", 1), ("bob", 0)]
+        )
+    ]
+    pipeline.buffer.extend(read)
+    pipeline.probing = True
+    assert pipeline.take(1, 1000) == [read[1]]
+    assert list(pipeline.buffer) == [read[0], *read[2:]]
+    pipeline.land([read[1]])
+    pipeline.probing = False
+    assert pipeline.take(1, 1000) == [read[0]]
+
+
+def test_where_all_were_tried_alike_the_first_is_the_probe() -> None:
+    pipeline = pipeline_of()
+    read = [delivery_of(pipeline, user, lane_id=b"1-0", attempts=2) for user in ("ann", "bob")]
+    pipeline.buffer.extend(read)
+    pipeline.probing = True
+    assert pipeline.take(1, 1000) == read[:1]
+
+
 def test_a_large_delivery_goes_alone() -> None:
     pipeline = pipeline_of()
     deliveries = [delivery_of(pipeline, raw=b"x" * size) for size in (10, 5000, 10, 10)]

@@ -79,6 +79,31 @@ def test_throttling_is_no_failure() -> None:
     assert set(verdicts) == {"pause"}
 
 
+def test_what_fails_again_and_again_among_others_is_no_failure_of_the_pipeline() -> None:
+    """But what fails next, before anything is delivered, is."""
+    excused = Health(excused=True)
+    assert after_round(Health(), FAILED, LIMITS, again=True) == (excused, "go_on")
+    failed = Health(failures=1, excused=True)
+    assert after_round(excused, FAILED, LIMITS, again=True) == (failed, "back_off")
+    assert after_round(failed, FAILED, LIMITS, again=True)[1] == "back_off"
+    assert after_round(failed, Round(delivered=1), LIMITS) == (Health(), "go_on")
+
+
+@pytest.mark.parametrize(
+    ("before", "round_", "verdict"),
+    [
+        (Health(), REFUSED, "back_off"),
+        (Health(), Round(failed=True, gone=True), "suspend"),
+        (Health(failures=1), FAILED, "back_off"),
+        (Health(probation=True), FAILED, "back_off"),
+    ],
+)
+def test_nothing_else_is_put_down_to_events(
+    before: Health, round_: Round, verdict: Verdict
+) -> None:
+    assert after_round(before, round_, LIMITS, again=True)[1] == verdict
+
+
 def test_active_is_stored_as_a_number() -> None:
     assert [int(state) for state in (Active.OFF, Active.ON, Active.SUSPENDED)] == [0, 1, 2]
 
@@ -101,12 +126,14 @@ limits = st.builds(
 
 
 @settings(deadline=None, max_examples=500)
-@given(limits, st.booleans(), st.lists(rounds, max_size=40))
-def test_any_sequence(limits: Thresholds, probation: bool, sequence: list[Round]) -> None:
+@given(limits, st.booleans(), st.lists(st.tuples(rounds, st.booleans()), max_size=40))
+def test_any_sequence(
+    limits: Thresholds, probation: bool, sequence: list[tuple[Round, bool]]
+) -> None:
     health = Health(probation=probation)
-    for round_ in sequence:
+    for round_, again in sequence:
         before = health
-        health, verdict = after_round(before, round_, limits)
+        health, verdict = after_round(before, round_, limits, again=again)
         assert health.refusals <= health.failures <= limits.retry
         assert health.refusals <= limits.credential
         reached = (
@@ -121,7 +148,10 @@ def test_any_sequence(limits: Thresholds, probation: bool, sequence: list[Round]
         if round_.delivered:
             assert health == Health()
         else:
-            assert health.failures - before.failures == (round_.failed or round_.refused)
+            excused = health.excused and not before.excused
+            assert not excused or (again and before == Health())
+            counts = (round_.failed or round_.refused) and not excused
+            assert health.failures - before.failures == counts
             assert health.refusals - before.refusals == round_.refused
             assert health.rejections - before.rejections == round_.rejected
             assert health.probation == before.probation
