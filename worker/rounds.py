@@ -212,7 +212,8 @@ class Rounds:
         assert landed is not None  # noqa: S101  it was sent
         outcome = landed.outcome
         message = getattr(outcome, "message", "")
-        delivery.alone += 1
+        throttled = isinstance(outcome, Retry) and outcome.throttled  # no failure
+        delivery.alone += not throttled
         asked = outcome.after if isinstance(outcome, Retry) else None
         pending = isinstance(outcome, Retry) and outcome.reason == "attribution_pending"
         if delivery.alone >= policy.event_attempts and not pending:
@@ -224,7 +225,7 @@ class Rounds:
         wait = (
             asked.total_seconds()
             if asked is not None
-            else delay(policy.schedule, delivery.alone, chance)
+            else delay(policy.schedule, max(delivery.alone, 1), chance)
         )
         delivery.due = int(self.clock.now_ms() + wait * 1000)
         self.agenda.look(delivery.pipeline, delivery.due)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis
 
-from providers.kit import Limits
+from providers.kit import Limits, Retry
+from tests.worker.test_pipeline import delivery_of
 from worker import incidents
 from worker.clock import StoreClock
 from worker.dispatch import Dispatcher
-from worker.pipeline import Pipeline
+from worker.pipeline import Landed, Pipeline
 from worker.policy import policy_of
 from worker.settings import load_settings
 from worker.shard import Shard
@@ -86,7 +87,7 @@ def test_who_must_wait_has_no_share(dispatcher: Dispatcher) -> None:
 
 def failed(number: int) -> Pipeline:
     integration: Any = SimpleNamespace(
-        id=f"i{number}", project_id=f"p{number}", slug="webhooks", active=1, epoch=0,
+        id=f"i{number}", project_id=f"p{number}", slug="webhooks", active=1, epoch=0, ordered=True,
         limits=Limits(), policy=policy_of(load_settings({}), None),
     )  # fmt: skip
     made = Pipeline(integration, Shard(Keys(0)))
@@ -148,3 +149,16 @@ async def test_a_pipeline_that_fails_us_does_not_keep_the_others(
     made.pump_soon(well)
     assert await asyncio.wait_for(pumped, 30) is well
     assert "A step of the delivery loop failed" in caplog.text
+
+
+@pytest.mark.parametrize(("throttled", "left"), [(True, 1), (False, 0)])
+def test_an_event_that_is_to_slow_down_is_never_given_up(
+    dispatcher: Dispatcher, throttled: bool, left: int
+) -> None:
+    slowed = failed(0)
+    slowed.lane_len = 1
+    answer = Landed(Retry("too_many", "slow down", throttled=throttled), alone=True)
+    delivery = delivery_of(slowed, "ann", lane_id=b"1-0", landed=answer)
+    for _ in range(slowed.integration.policy.event_attempts):
+        dispatcher.rounds._wait_alone(delivery)
+    assert (slowed.lane_len, bool(delivery.due)) == (left, True)
