@@ -65,17 +65,17 @@ class _Batch:
     def __init__(self, most: int, largest: int) -> None:
         self.members: list[Delivery] = []
         self._most, self._room = most, largest
-        self._full = False
+        self._kind = 0, ""
 
     def takes(self, delivery: Delivery) -> bool:
-        """Add the delivery if it may share the batch."""
-        size = len(delivery.raw)
-        single = bool(delivery.step or delivery.note)
-        if self._full or (self.members and (single or size > self._room)):
+        """Add the delivery if it may share the batch: those of one step and note do."""
+        size, kind = len(delivery.raw), (delivery.step, delivery.note)
+        if not self.members:
+            self._kind = kind
+        elif kind != self._kind or size > self._room or len(self.members) >= self._most:
             return False
         self.members.append(delivery)
         self._room -= size
-        self._full = single or len(self.members) >= self._most
         return True
 
 
@@ -165,8 +165,8 @@ class Pipeline:
     def take(self, most: int, largest: int) -> list[Delivery]:
         """Return the next batch: at most `most` deliveries of about `largest` bytes, in order.
 
-        Deliveries of a user with something in flight stay; those with steps done or a note go
-        alone, for they need requests of their own.
+        Deliveries of a user with something in flight stay; those with other steps done or another
+        note than the first need requests of their own.
         """
         batch = _Batch(most, largest)
         if self.buffer:

@@ -92,7 +92,7 @@ class Traffic(RuleBasedStateMachine):
         source = self.waiting if fresh else self.read
         assert len(batch) <= most
         assert len(batch) == 1 or sum(len(taken.raw) for taken in batch) <= largest
-        assert len(batch) == 1 or not any(taken.step or taken.note for taken in batch)
+        assert len({(taken.step, taken.note) for taken in batch}) <= 1
         busy = {taken.user for flight in self.flying for taken in flight} - {""}
         for taken in batch:
             assert taken.user not in busy
@@ -239,6 +239,14 @@ def test_where_all_were_tried_alike_the_first_is_the_probe() -> None:
     pipeline.buffer.extend(read)
     pipeline.probing = True
     assert pipeline.take(1, 1000) == read[:1]
+
+
+def test_a_batch_that_needs_another_token_stays_one() -> None:
+    pipeline = pipeline_of()
+    notes = ["new_token", "new_token", "", "new_token"]
+    read = [delivery_of(pipeline, lane_id=b"1-0", note=note) for note in notes]
+    pipeline.buffer.extend(read)
+    assert [pipeline.take(10, 1000) for _ in range(3)] == [read[:2], read[2:3], read[3:]]
 
 
 def test_a_large_delivery_goes_alone() -> None:
