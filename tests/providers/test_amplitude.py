@@ -82,6 +82,12 @@ BY_PROPERTY = {
         ({}, {"event_name": "in_app_purchase"}, {"revenueType": "purchase"}),
         (
             {},
+            {"event_name": "trial_started"},
+            {"revenue": None, "productId": None, "revenueType": None, "currency": None},
+        ),
+        ({}, {"event_name": "subscription_paused"}, {"revenue": 9.99}),
+        (
+            {},
             PLAY,
             {
                 "platform": "Android",
