@@ -141,6 +141,13 @@ def test_sends_a_trial_start_and_a_refund_from_android() -> None:
             "custom_data.value",
             None,
         ),
+        ({}, {"event_name": "trial_started"}, "custom_data.value", 0),
+        (
+            {"event_names": {"subscription_canceled": "Churned"}},
+            {"event_name": "subscription_canceled"},
+            "custom_data.value",
+            None,
+        ),
         (
             {},
             {
