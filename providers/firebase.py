@@ -15,7 +15,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from providers.kit import (
+    EVENTS,
     KB,
+    MONEY_IN,
     MONEY_OUT,
     Context,
     Delivered,
@@ -47,6 +49,7 @@ from providers.kit import (
     user_id,
 )
 
+NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 HOSTS = {"default": "www.google-analytics.com", "eu": "region1.google-analytics.com"}
 STORES = {"iOS": "App Store", "Android": "Google Play", "Stripe": "Stripe"}
 NAMES: dict[str, str | None] = {
@@ -201,7 +204,8 @@ def _steps(host: str, stream: str, body: bytes, settings: FirebaseSettings) -> I
 def _event(event: Event, settings: FirebaseSettings) -> tuple[str, dict[str, Json]]:
     """Return name and parameters; a purchase or refund without amount goes under its own name."""
     name = name_of(event, settings, NAMES) or event.name
-    money = revenue_of(event, settings, settings.revenue_basis)
+    none = event.name in NO_MONEY
+    money = None if none else revenue_of(event, settings, settings.revenue_basis)
     product = event.product_id[:TEXT]
     common = {
         "product_id": product,

@@ -129,6 +129,13 @@ def test_digits_of_amounts_are_kept() -> None:
             None,
         ),
         ({"event_names": {"subscription_renewed": "renewed"}}, {}, "renewed", 7.99),
+        ({}, {"event_name": "trial_started"}, "trial_started", None),
+        (
+            {"event_names": {"trial_started": "purchase"}},
+            {"event_name": "trial_started"},
+            "trial_started",
+            None,
+        ),
         ({}, {"event_name": "subscription_paused", "revenue": None}, "subscription_paused", None),
     ],
 )
