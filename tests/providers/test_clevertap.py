@@ -72,6 +72,8 @@ def test_sends_renewal_refund_and_trial_in_one_request() -> None:
         ({"revenue_basis": "usd"}, {}, "evtData.amount", 9.99),
         ({"revenue_basis": "usd"}, {}, "evtData.currency", "USD"),
         ({"send_revenue": False}, {}, "evtData.amount", None),
+        ({}, {"event_name": "trial_started"}, "evtData.amount", None),
+        ({}, {"event_name": "trial_started"}, "evtData.amount_usd", None),
         ({}, {"platform": "Stripe"}, "evtData.store", "stripe"),
         ({}, {"product_id": "é" * 256}, "evtData.product_id", "é" * 256),
         ({}, {"product_id": "日" * 200}, "evtData.product_id", "日" * 170),
