@@ -107,7 +107,9 @@ def test_sends_only_the_tags_that_are_named() -> None:
 def test_adds_purchases_for_money_in_alone() -> None:
     settings = TAGS | {"send_purchases": True}
     nameless = event(id="evt-1", product_id="")
-    (request,) = planned(provider, settings, event(), refund(), trial(), nameless).requests
+    priced = event(id="evt-2", event_name="trial_started")  # with an amount, and of none
+    some = event(), refund(), trial(), nameless, priced
+    (request,) = planned(provider, settings, *some).requests
     assert json.loads(request.body)["deltas"] == {
         "purchases": [{"sku": "com.acme.pro.month", "amount": "7.99", "iso": "GBP", "count": 1}]
     }
