@@ -22,6 +22,7 @@ from providers.kit import (
     Event,
     Limits,
     Misconfigured,
+    Partial,
     Plan,
     Provider,
     Rejected,
@@ -196,7 +197,7 @@ def classify(request: Request, response: Response, settings: SingularSettings) -
         return Rejected("no_user_ip", f"no user IP ({message})")
     if WRONG_PARAMETER.search(reason):
         return Rejected("bad_request", message)
-    return Retry("refused", message)
+    return Partial({0: Retry("refused", message)})  # a few times; the others go on
 
 
 provider = Provider(
