@@ -56,8 +56,10 @@ RESOLVER = "https://api-adservices.apple.com/api/v1/"
 AUTHORITY = "https://appleid.apple.com"
 API = "https://api.searchads.apple.com/api/v5"  # ends on 2027-01-26
 TOKEN_LIFE = timedelta(hours=24)
-# Apple: three attempts, five seconds apart; then as long as the token lives.
-WAITS = (5, 5, 60, 600, 3600)
+HOUR = 3600  # seconds
+# Apple: three attempts, five seconds apart. Then as long as the token lives, in the ten attempts
+# that an event which fails alone is given.
+WAITS = (5, 5, 60, 600, HOUR, 3 * HOUR, 5 * HOUR, 7 * HOUR, 8 * HOUR)
 MINUTE = timedelta(minutes=1)
 NEW_TOKEN = "new_token"  # noqa: S105  a note
 NAMES = {  # what is learned, and where from

@@ -23,6 +23,7 @@ from providers.kit import (
 from providers.searchads import SearchAdsSettings, provider
 from tests.providers.samples import NOW, classified, context, event, planned, trial
 from worker.sandbox.upstreams.searchads import ATTRIBUTED, TEST, upstream
+from worker.settings import WorkerSettings
 
 TOKEN = {"properties": {"_q_asa_token": "q9YxBASE64AAABBEQQBQA="}}
 NAMES = dict(upstream.settings)
@@ -183,7 +184,8 @@ def test_keeps_the_test_attribution_where_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tries", "wait"), [("", 5), ("1", 5), ("2", 60), ("3", 600), ("4", 3600), ("9", 3600)]
+    ("tries", "wait"),
+    [("", 5), ("1", 5), ("2", 60), ("3", 600), ("4", 3600), ("5", 10_800), ("8", 28_800)],
 )
 def test_waits_longer_for_a_record_each_time(tries: str, wait: int) -> None:
     given = event(**TOKEN)
@@ -191,6 +193,20 @@ def test_waits_longer_for_a_record_each_time(tries: str, wait: int) -> None:
     verdict = provider.classify(request, Response(404), SearchAdsSettings())
     assert isinstance(verdict, Partial)
     assert verdict == Partial(dict.fromkeys((0, 1), later(wait, int(tries or 0) + 1)))
+
+
+def test_asks_until_the_token_is_too_old_within_the_attempts_of_an_event() -> None:
+    given = event(**TOKEN)
+    gone = 0.0
+    for tries in range(1, WorkerSettings().event_attempts):
+        (request,) = planned(provider, {}, given, notes={given.id: str(tries - 1)}).requests
+        verdict = provider.classify(request, Response(404), SearchAdsSettings())
+        assert isinstance(verdict, Partial)
+        retry = verdict.named[0]
+        assert isinstance(retry, Retry)
+        assert retry.after
+        gone += retry.after.total_seconds()
+    assert gone > DAY
 
 
 @pytest.mark.parametrize(
