@@ -17,9 +17,6 @@ from pydantic import Field, field_validator, model_validator
 
 from providers.kit import (
     ALIASES,
-    EVENTS,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Delivered,
     Event,
@@ -56,7 +53,6 @@ from providers.kit import (
 
 URL = "https://s2s.adjust.com/event"
 SMALLEST = Decimal("0.001")  # of the revenue Adjust takes
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 WRONG_SETTINGS = (
     "missing authentication token",
     "wrong authentication token",
@@ -187,7 +183,7 @@ def _ids(event: Event) -> dict[str, str]:
 def _money(event: Event, settings: AdjustSettings) -> tuple[dict[str, str], dict[str, str]]:
     """Return the revenue parameters, or what was given back: Adjust takes no negative revenue."""
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}, {}
     amount, currency = amount_of(money, settings.revenue_basis)
     if amount < 0:

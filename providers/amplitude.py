@@ -15,11 +15,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from providers.kit import (
-    EVENTS,
     KB,
     MB,
-    MONEY_IN,
-    MONEY_OUT,
     Check,
     Context,
     Delivered,
@@ -60,7 +57,6 @@ from providers.kit import (
     vendor_id,
 )
 
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 HOSTS = {"us": "api2.amplitude.com", "eu": "api.eu.amplitude.com"}
 REFUSED = frozenset({"na", "{}", "lmy47d", "0", "-1"})  # ids that Amplitude takes for nobody
 REVENUE_TYPES = {
@@ -216,7 +212,7 @@ class _Amounts(NamedTuple):
 
 def _amounts(event: Event, settings: AmplitudeSettings) -> _Amounts:
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return _Amounts()
     amount, currency = amount_of(money, settings.revenue_basis)
     return _Amounts(amount, currency, money.value, money.currency, money.value_usd)

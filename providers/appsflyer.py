@@ -15,10 +15,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, Field, model_validator
 
 from providers.kit import (
-    EVENTS,
     KB,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Event,
     Limits,
@@ -53,7 +50,6 @@ from providers.kit import (
     vendor_id,
 )
 
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 UID = re.compile(r"[0-9]+-[0-9]+")
 LONG_USER_ID = 100  # characters
 DECIMALS = 5  # of af_revenue
@@ -181,7 +177,7 @@ def _body(
 
 def _money(event: Event, settings: AppsFlyerSettings) -> dict[str, str]:
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}
     amount, currency = amount_of(money, settings.revenue_basis)
     amount = round(amount, DECIMALS).normalize()

@@ -14,10 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from providers.kit import (
-    EVENTS,
     KB,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Delivered,
     Event,
@@ -52,7 +49,6 @@ from providers.kit import (
 )
 
 URL_BYTES = 4 * KB
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 UNKNOWN = "unknown Asapty ID or endpoint"
 ENDPOINT = r"https://([a-z0-9-]+\.)*asapty\.com/[!-\"$->@-~]*"  # no query, no fragment
 
@@ -142,7 +138,7 @@ def _details(event: Event, settings: AsaptySettings) -> Mapping[str, Json]:
 
 def _revenue(event: Event, settings: AsaptySettings) -> dict[str, str]:
     money = revenue_of(event, settings, settings.revenue_basis)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}
     amount = rounded(money.value_usd, "USD")
     if amount < 0 and settings.refund_revenue == "zero":

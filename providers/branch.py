@@ -14,9 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from providers.kit import (
-    EVENTS,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Event,
     Json,
@@ -54,7 +51,6 @@ from providers.kit import (
 )
 
 URL = "https://api2.branch.io/v2/event"
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 STANDARD = (
     "ADD_TO_CART ADD_TO_WISHLIST VIEW_CART INITIATE_PURCHASE ADD_PAYMENT_INFO CLICK_AD PURCHASE "
     "RESERVE SPEND_CREDITS VIEW_AD SEARCH VIEW_ITEM VIEW_ITEMS RATE SHARE INITIATE_STREAM "
@@ -197,7 +193,7 @@ def _body(event: Event, ids: Mapping[str, str], settings: BranchSettings) -> dic
 def _money(event: Event, settings: BranchSettings) -> tuple[dict[str, Any], dict[str, str]]:
     """Return event_data's members, or what was given back: Branch takes no negative revenue."""
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}, {}
     amount, currency = amount_of(money, settings.revenue_basis)
     if amount < 0:

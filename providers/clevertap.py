@@ -15,10 +15,8 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    EVENTS,
     MB,
     MONEY_IN,
-    MONEY_OUT,
     Check,
     Context,
     Delivered,
@@ -60,7 +58,6 @@ SYSTEM = (
     "App (Launched|Installed|Uninstalled)|Notification (Sent|Viewed|Clicked)|UTM Visited|"
     "Session Concluded"
 )
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 TEXT = 512  # bytes of a value
 RECORDS = 1000
 LIMITS = Limits(events=RECORDS, bytes=4 * MB, concurrency=15, linger=timedelta(seconds=1))
@@ -154,7 +151,7 @@ def _records(event: Event, settings: ClevertapSettings) -> tuple[dict[str, Json]
 def _data(event: Event, settings: ClevertapSettings) -> dict[str, Json]:
     money = revenue_of(event, settings)
     amounts: dict[str, Json] = {}
-    if money is not None and event.name not in NO_MONEY:
+    if money is not None:
         amount, currency = amount_of(money, settings.revenue_basis)
         amounts = {"amount": amount, "currency": currency, "amount_usd": money.value_usd}
     return known(

@@ -17,10 +17,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    EVENTS,
     KB,
     MB,
-    MONEY_IN,
     MONEY_OUT,
     Check,
     Context,
@@ -61,7 +59,6 @@ from providers.kit import (
     vendor_id,
 )
 
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 GRAPH = "https://graph.facebook.com"
 NAMES: dict[str, str | None] = {
     "trial_started": "StartTrial",
@@ -260,7 +257,7 @@ def _custom(event: Event, settings: FacebookSettings) -> dict[str, Json]:
     product = {"content_type": "product", "content_ids": [event.product_id]}
     product = product if event.product_id else {}
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         if event.name != "trial_started" or not settings.sends_revenue(event.name):
             return product
         local = event.price.currency if event.price else "USD"

@@ -15,9 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    EVENTS,
     KB,
-    MONEY_IN,
     MONEY_OUT,
     Context,
     Delivered,
@@ -49,7 +47,6 @@ from providers.kit import (
     user_id,
 )
 
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 HOSTS = {"default": "www.google-analytics.com", "eu": "region1.google-analytics.com"}
 STORES = {"iOS": "App Store", "Android": "Google Play", "Stripe": "Stripe"}
 NAMES: dict[str, str | None] = {
@@ -204,8 +201,7 @@ def _steps(host: str, stream: str, body: bytes, settings: FirebaseSettings) -> I
 def _event(event: Event, settings: FirebaseSettings) -> tuple[str, dict[str, Json]]:
     """Return name and parameters; a purchase or refund without amount goes under its own name."""
     name = name_of(event, settings, NAMES) or event.name
-    none = event.name in NO_MONEY
-    money = None if none else revenue_of(event, settings, settings.revenue_basis)
+    money = revenue_of(event, settings, settings.revenue_basis)
     product = event.product_id[:TEXT]
     common = {
         "product_id": product,

@@ -17,10 +17,7 @@ from urllib.parse import quote
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    EVENTS,
     MB,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Delivered,
     Event,
@@ -57,7 +54,6 @@ from providers.kit import (
 )
 
 URL = "https://control.kochava.com/track/json"
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 WRONG_APP = re.compile(r"guid|app[ _-]?id", re.IGNORECASE)
 
 
@@ -178,7 +174,7 @@ def _data(event: Event, ids: dict[str, str], settings: KochavaSettings) -> dict[
 
 def _money(event: Event, settings: KochavaSettings) -> dict[str, Any]:
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}
     amount, currency = amount_of(money, settings.revenue_basis)
     return {"sum": amount, "price": amount, "currency": currency} if amount else {}

@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    MONEY_IN,
     Check,
     Context,
     Delivered,
@@ -319,9 +318,7 @@ def _text(fact: Fact) -> str:
 
 def _purchases(event: Event, settings: OneSignalSettings) -> list[dict[str, Json]]:
     money = revenue_of(event, settings, settings.revenue_basis)
-    if not settings.send_purchases or event.name not in MONEY_IN:
-        return []
-    if not (event.product_id and money and money.value > 0):
+    if not (settings.send_purchases and event.product_id and money and money.value > 0):
         return []
     purchase = {"sku": event.product_id, "amount": plain(money.value), "iso": money.currency}
     return [purchase | {"count": 1}]

@@ -14,9 +14,6 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    EVENTS,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Delivered,
     Event,
@@ -54,7 +51,6 @@ from providers.kit import (
 )
 
 URL = "https://s2s.singular.net/api/{version}/evt"
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 SDID_PROPERTIES = ("singular_device_id", "sdid")  # where the settings name none
 NAME = re.compile(r"[\x20-\x7e]{1,32}")
 WRONG_KEY = re.compile(r"missing argument: *a\W*$|\b(?:sdk|api)?[ _-]?key\b", re.IGNORECASE)
@@ -151,7 +147,7 @@ def _identity(event: Event, settings: SingularSettings) -> tuple[str, dict[str, 
 
 def _money(event: Event, settings: SingularSettings) -> dict[str, str]:
     money = revenue_of(event, settings)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}
     amount, currency = amount_of(money, settings.revenue_basis)
     if not amount:

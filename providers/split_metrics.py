@@ -15,9 +15,6 @@ from msgspec.structs import replace
 from pydantic import Field
 
 from providers.kit import (
-    EVENTS,
-    MONEY_IN,
-    MONEY_OUT,
     Context,
     Event,
     Json,
@@ -51,7 +48,6 @@ from providers.kit import (
     usable,
 )
 
-NO_MONEY = EVENTS.keys() - MONEY_IN - MONEY_OUT
 STARTS = frozenset({"trial_started", "subscription_started"})  # a user has one of these, once
 REQUIRED = ("org_id", "campaign_id", "ad_group_id", "country_or_region")
 UNKNOWN = "client id or endpoint unknown"
@@ -187,7 +183,7 @@ def _time(seconds: int | None, settings: SplitMetricsSettings) -> str:
 
 def _money(event: Event, settings: SplitMetricsSettings) -> dict[str, str]:
     money = revenue_of(event, settings, settings.revenue_basis)
-    if money is None or event.name in NO_MONEY:
+    if money is None:
         return {}
     amount, currency = amount_of(money, settings.currency_basis)
     if amount == 0 or (amount < 0 and settings.refund_revenue == "none"):

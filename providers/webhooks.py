@@ -55,8 +55,8 @@ from providers.kit import (
     one_each,
     reason_of,
     revenue_body,
-    revenue_of,
     standard_webhook,
+    stated_revenue,
     transaction_body,
 )
 
@@ -239,7 +239,7 @@ def _body(event: Event, settings: WebhooksSettings) -> bytes:
             event.time,
             event.created_at,
             event.product_id,
-            revenue_body(revenue_of(event, settings, settings.revenue_basis)),
+            revenue_body(stated_revenue(event, settings, settings.revenue_basis)),
             money_body(event.price) or {},
             transaction_body(event),
             event.properties,

@@ -48,7 +48,14 @@ from providers.kit.interface import (
     seconds,
     text_at,
 )
-from providers.kit.money import amount_of, minor_digits, plain, revenue_of, rounded
+from providers.kit.money import (
+    amount_of,
+    minor_digits,
+    plain,
+    revenue_of,
+    rounded,
+    stated_revenue,
+)
 from providers.kit.objects import Batch, ObjectSettings, object_key, object_limits, objects
 from providers.kit.plan import (
     clipped,
@@ -164,6 +171,7 @@ __all__ = [
     "screen",
     "seconds",
     "standard_webhook",
+    "stated_revenue",
     "store_of",
     "text_at",
     "transaction_body",

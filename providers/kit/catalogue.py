@@ -45,3 +45,4 @@ MONEY_IN = frozenset(
     }
 )
 MONEY_OUT = frozenset({"subscription_refunded", "in_app_refunded"})
+NO_MONEY = frozenset(EVENTS) - MONEY_IN - MONEY_OUT

@@ -2,6 +2,7 @@
 
 from decimal import ROUND_HALF_EVEN, Decimal
 
+from providers.kit.catalogue import NO_MONEY
 from providers.kit.event import Event, Money
 from providers.kit.settings import Settings
 
@@ -20,7 +21,17 @@ def minor_digits(currency: str) -> int:
 
 
 def revenue_of(event: Event, settings: Settings, basis: str = "as_is") -> Money | None:
-    """Return the revenue to send, or None: the event has none, or it is switched off.
+    """Return `stated_revenue`, but None of an event that moves no money by the catalogue.
+
+    A name the catalogue does not know may move some: its producer says so by the amount.
+    """
+    return None if event.name in NO_MONEY else stated_revenue(event, settings, basis)
+
+
+def stated_revenue(event: Event, settings: Settings, basis: str = "as_is") -> Money | None:
+    """Return the revenue the event came with, or None: it has none, or it is switched off.
+
+    For those who pass the event on as it is; an upstream that counts gets `revenue_of`.
 
     `basis`: "gross" and "net" (also "proceeds") convert by `proceeds_rate`; without a rate the
     amount stays as it is. Rounded half-even to the currency's minor unit where converted.

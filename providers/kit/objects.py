@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from providers.kit.envelope import additions, money_body, revenue_body, transaction_body
 from providers.kit.event import Device, Event
 from providers.kit.interface import KB, MB, Context, Json, Limits, dump, dump_text
-from providers.kit.money import revenue_of
+from providers.kit.money import stated_revenue
 from providers.kit.plan import iso, name_of, packed
 from providers.kit.settings import RevenueSettings
 from providers.kit.sigv4 import STAMP
@@ -168,7 +168,7 @@ def _record(event: Event, settings: ObjectSettings) -> dict[str, Json]:
         "product_id": event.product_id or None,
         "old_product_id": event.old_product_id or None,
         "price": money_body(event.price),
-        "revenue": revenue_body(revenue_of(event, settings, settings.revenue_basis)),
+        "revenue": revenue_body(stated_revenue(event, settings, settings.revenue_basis)),
         "transaction": {k: None if v == "" else v for k, v in transaction_body(event).items()},
         "platform": event.platform,
         "environment": event.environment,

@@ -25,7 +25,7 @@ from providers.kit import (
     plan,
     read_settings,
 )
-from providers.kit.catalogue import EVENTS
+from providers.kit.catalogue import EVENTS, NO_MONEY
 from tests.providers.samples import FULL, NOW, event
 from worker.registry import all_providers
 from worker.sandbox.upstream import Call, Upstream
@@ -158,6 +158,22 @@ def test_plans_within_limits_and_accounts_for_every_event(slug: str, some: list[
         assert not any(
             c in part for name, value in request.headers for part in (name, value) for c in "\r\n\0"
         )
+
+
+@every_provider
+def test_of_an_event_that_moves_no_money_only_those_that_pass_it_on_send_an_amount(
+    slug: str,
+) -> None:
+    provider = PROVIDERS[slug]
+    settings = read_settings(provider.title, provider.settings, upstream_of(slug).settings)
+    known = {"properties": PROPERTIES, "asa_attribution": ATTRIBUTION}
+
+    def sent(**change: Any) -> Plan:
+        some = [event(id=f"evt-{name}", event_name=name, **known, **change) for name in NO_MONEY]
+        return planned(provider, settings, some)
+
+    passes_on = slug in ("amazon_s3", "google_cloud_storage", "webhooks")
+    assert (sent() != sent(revenue=None)) == passes_on
 
 
 @every_provider

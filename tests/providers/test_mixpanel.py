@@ -107,6 +107,7 @@ def test_sends_renewal_refund_and_trial_in_one_request() -> None:
             {},
             {"revenue": None, "currency": None, "revenue_usd": None},
         ),
+        ({}, {"event_name": "subscription_paused"}, {"revenue": 9.99}),
     ],
 )
 def test_properties(
@@ -139,7 +140,8 @@ def test_sandbox_events_go_to_their_own_project() -> None:
 
 def test_profile_updates_follow_the_event_and_may_fail() -> None:
     settings = {**SETTINGS, "send_profile_updates": True}
-    plan = planned(provider, settings, event(), trial(), refund())
+    priced = event(event_name="trial_canceled")
+    plan = planned(provider, settings, event(), priced, refund())
     profiles = plan.requests[1:]
     assert [(r.events, r.step, r.optional) for r in profiles] == [((0,), 1, True), ((2,), 1, True)]
     assert {r.url for r in profiles} == {"https://api-eu.mixpanel.com/engage?verbose=1"}
