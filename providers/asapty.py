@@ -3,7 +3,7 @@
 Source: https://www.revenuecat.com/docs/integrations/attribution/asapty
 Batch:  none: one event a request, all of it in the URL.
 Dedup:  none stated; `transaction_id` travels with every event.
-Errors: taken means HTTP 200 and `result.status` OK; an empty 200 counts unless strict_ack is on.
+Errors: taken means HTTP 200 and `result.status` OK, or no JSON at all unless strict_ack is on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ class AsaptySettings(Settings):
         "negative", description="The amount of a refund"
     )
     install_time_unit: Literal["s", "ms"] = Field("s", description="Unit of install_time")
-    strict_ack: bool = Field(False, description="Send again what was answered without a result")
+    strict_ack: bool = Field(False, description="Send again what was answered without JSON")
 
 
 def encode(events: Sequence[Event], settings: AsaptySettings, context: Context) -> Plan:
@@ -162,10 +162,9 @@ def classify(request: Request, response: Response, settings: AsaptySettings) -> 
 
 def _acknowledged(response: Response, settings: AsaptySettings) -> Outcome:
     body = response.json
-    result = at(body, "result", "status")
-    if result == "OK" and not at(body, "error"):
+    if at(body, "result", "status") == "OK" and not at(body, "error"):
         return Delivered()
-    if at(body, "result") is not None or at(body, "error"):
+    if body is not None:
         return Rejected("refused", response.text[:300])
     if settings.strict_ack:
         return Retry("no_acknowledgement", response.text or "empty answer")
