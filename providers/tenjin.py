@@ -202,10 +202,11 @@ def classify(request: Request, response: Response, settings: TenjinSettings) -> 
 
 
 def _acknowledged(response: Response, message: str, settings: TenjinSettings) -> Verdict:
-    code, failed = text_at(response.json, "code"), at(response.json, "error")
+    body = response.json
+    code, failed = text_at(body, "code"), at(body, "error")
     if code == "200" and not failed:
         return Delivered()
-    if not code and not failed:
+    if at(body, "code") is None and not failed:
         if settings.strict_ack:
             return Retry("unreadable_answer", message)
         return Delivered(message or "empty answer")

@@ -210,6 +210,8 @@ def test_refuses_settings(change: dict[str, Any], words: str) -> None:
         (200, {"code": 503}, Retry("unavailable", '{"code": 503}')),
         (200, {"code": 10**12}, Retry("bad_status", '{"code": 1000000000000}')),
         (200, {"code": -500}, Rejected("refused", '{"code": -500}')),
+        (200, {"code": True}, Rejected("refused", '{"code": true}')),
+        (200, {"code": [401]}, Rejected("refused", '{"code": [401]}')),
         (200, "", Delivered("empty answer")),
         (200, "<html>ok</html>", Delivered("<html>ok</html>")),
         (200, {}, Delivered("{}")),
