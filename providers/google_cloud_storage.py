@@ -58,6 +58,7 @@ TOKEN_URL = "https://oauth2.googleapis.com/token"  # noqa: S105  whatever the ke
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 NEW_TOKEN = "new_token"  # noqa: S105  a note
+EXISTS = "exists"  # a note too
 LIFE = 3600  # seconds a token is asked for
 SAFE = "/-._~"
 ACCOUNT = re.compile(r"[^@\s]+@[^@\s]+\.gserviceaccount\.com")
@@ -170,8 +171,8 @@ def _check_key_file(key_file: Any) -> None:
 def encode(events: Sequence[Event], settings: GoogleCloudStorageSettings, context: Context) -> Plan:
     """Return an upload per object."""
     put = _put if settings.auth_mode == "hmac" else _upload
-    again = any(context.notes.get(event.id) == NEW_TOKEN for event in events)
-    refs = {NEW_TOKEN: 0} if again else {}  # tells `classify` that a new token did not help
+    notes = (context.notes.get(event.id) for event in events)
+    refs = {note: 0 for note in notes if note}  # tells `classify` what was tried and did not help
     return Plan(
         tuple(
             replace(put(batch, settings, context), events=batch.events, refs=refs)
@@ -238,7 +239,10 @@ def classify(request: Request, response: Response, settings: GoogleCloudStorageS
     renewable = settings.auth_mode == "service_account" and NEW_TOKEN not in request.refs
     if response.status == 401 and renewable:
         return Retry("unauthorized", _error(response)[2], note=NEW_TOKEN)
-    return _meaning(response)
+    outcome = _meaning(response)
+    if isinstance(outcome, Retry) and outcome.note in request.refs:
+        return Misconfigured("forbidden", outcome.message)
+    return outcome
 
 
 def _meaning(response: Response) -> Outcome:
@@ -254,7 +258,8 @@ def _meaning(response: Response) -> Outcome:
     if status == 400 and DIGEST.search(message):
         return Retry("bad_digest", message)
     if status == 403 and "storage.objects.delete" in message:
-        return Retry("exists", message)  # an earlier attempt may have landed
+        # An earlier attempt may have landed. At once, for a batch with a note kept falls apart.
+        return Retry("exists", message, timedelta(0), note=EXISTS)
     told = reason or at(response.json, "error") or "<html" in response.text.lower()
     if 200 <= status < 300 and told:
         return Retry("unexpected_answer", message)

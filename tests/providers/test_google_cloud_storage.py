@@ -300,6 +300,9 @@ def test_settings_faults(change: dict[str, Any], words: str) -> None:
         read({**SETTINGS, **change})
 
 
+NO_DELETE = "x does not have storage.objects.delete access"
+
+
 def error(code: int, reason: str, message: str = "Words.") -> dict[str, Any]:
     errors = [{"domain": "global", "reason": reason, "message": message}]
     return {"error": {"code": code, "message": message, "errors": errors}}
@@ -335,8 +338,8 @@ def xml(code: str) -> str:
         (403, error(403, "userProjectAccountProblem"), Misconfigured("user_project", "Words.")),
         (
             403,
-            error(403, "forbidden", "x does not have storage.objects.delete access"),
-            Retry("exists", "x does not have storage.objects.delete access"),
+            error(403, "forbidden", NO_DELETE),
+            Retry("exists", NO_DELETE, timedelta(0), note="exists"),
         ),
         (404, error(404, "notFound"), Misconfigured("bad_bucket", "Words.")),
         (404, "", Misconfigured("bad_bucket", "no such bucket")),
@@ -366,12 +369,26 @@ def test_classify(status: int, body: Any, verdict: Verdict) -> None:
     assert classified(provider, SETTINGS, status, body) == verdict
 
 
+def after_a_note(note: str, status: int, body: Any, settings: dict[str, Any] = SETTINGS) -> Verdict:
+    notes = {event().id: note}
+    (request,) = planned(provider, settings, event(), token=TOKEN, notes=notes).requests
+    answer = Response(status, {}, json.dumps(body).encode())
+    return provider.classify(request, answer, read(settings))
+
+
 def test_a_new_token_that_is_refused_too_is_the_customers_matter() -> None:
-    notes = {event().id: "new_token"}
-    (request,) = planned(provider, SETTINGS, event(), token=TOKEN, notes=notes).requests
-    answer = Response(401, {}, json.dumps(error(401, "authError")).encode())
-    assert provider.classify(request, answer, read(SETTINGS)) == Misconfigured(
-        "unauthorized", "Words."
+    again = after_a_note("new_token", 401, error(401, "authError"))
+    assert again == Misconfigured("unauthorized", "Words.")
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, HMAC])
+def test_an_object_that_may_not_be_replaced_is_tried_once_more(settings: dict[str, Any]) -> None:
+    refusal = error(403, "forbidden", NO_DELETE)
+    again = after_a_note("exists", 403, refusal, settings)
+    assert again == Misconfigured("forbidden", NO_DELETE)
+    assert isinstance(after_a_note("exists", 412, ""), Delivered)
+    assert after_a_note("new_token", 403, refusal) == Retry(
+        "exists", NO_DELETE, timedelta(0), note="exists"
     )
 
 
