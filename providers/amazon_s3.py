@@ -40,11 +40,13 @@ from providers.kit import (
     aws_signed,
     by_status,
     matching,
+    notes_of,
     object_key,
     object_limits,
     objects,
     one_line,
     reason_of,
+    thrice_at_most,
 )
 
 Bucket = Annotated[
@@ -181,18 +183,18 @@ class AmazonS3Settings(ObjectSettings):
 
 def encode(events: Sequence[Event], settings: AmazonS3Settings, context: Context) -> Plan:
     """Return a signed PUT per object."""
-    unconditional = any(context.notes.get(e.id) == UNCONDITIONAL for e in events)
+    refs = notes_of(events, context)  # tells `classify` what was tried and did not help
     requests = []
     for batch in objects(events, settings, context):
         headers = {"Content-Type": batch.content_type}
-        if not unconditional:
+        if UNCONDITIONAL not in refs:
             headers["If-None-Match"] = "*"
         if not settings.endpoint_url:  # other vendors' servers refuse it
             headers["x-amz-checksum-crc32"] = _crc32(batch.body)
         headers |= _options(settings)
         headers |= {f"x-amz-meta-{name}": value for name, value in batch.metadata.items()}
         request = _put(batch.name, headers, batch.body, settings, context)
-        requests.append(replace(request, events=batch.events))
+        requests.append(replace(request, events=batch.events, refs=refs))
     return Plan(tuple(requests))
 
 
@@ -250,7 +252,7 @@ def classify(request: Request, response: Response, settings: AmazonS3Settings) -
         return Retry("not_implemented", message, AT_ONCE, note=UNCONDITIONAL)
     if code == "ExpiredToken" and settings.auth_mode == "assume_role":
         return Retry("expired_token", message, note="new_token")
-    return _meaning(response)
+    return thrice_at_most(request, _meaning(response))
 
 
 def _meaning(response: Response) -> Outcome:

@@ -44,6 +44,7 @@ from providers.kit import (
     dump_text,
     google_signed,
     matching,
+    notes_of,
     object_key,
     object_limits,
     objects,
@@ -51,6 +52,7 @@ from providers.kit import (
     reason_of,
     seconds,
     text_at,
+    thrice_at_most,
 )
 
 HOST = "https://storage.googleapis.com"
@@ -171,8 +173,7 @@ def _check_key_file(key_file: Any) -> None:
 def encode(events: Sequence[Event], settings: GoogleCloudStorageSettings, context: Context) -> Plan:
     """Return an upload per object."""
     put = _put if settings.auth_mode == "hmac" else _upload
-    notes = (context.notes.get(event.id) for event in events)
-    refs = {note: 0 for note in notes if note}  # tells `classify` what was tried and did not help
+    refs = notes_of(events, context)  # tells `classify` what was tried and did not help
     return Plan(
         tuple(
             replace(put(batch, settings, context), events=batch.events, refs=refs)
@@ -242,7 +243,7 @@ def classify(request: Request, response: Response, settings: GoogleCloudStorageS
     outcome = _meaning(response)
     if isinstance(outcome, Retry) and outcome.note in request.refs:
         return Misconfigured("forbidden", outcome.message)
-    return outcome
+    return thrice_at_most(request, outcome)
 
 
 def _meaning(response: Response) -> Outcome:
@@ -258,8 +259,7 @@ def _meaning(response: Response) -> Outcome:
     if status == 400 and DIGEST.search(message):
         return Retry("bad_digest", message)
     if status == 403 and "storage.objects.delete" in message:
-        # An earlier attempt may have landed. At once, for a batch with a note kept falls apart.
-        return Retry("exists", message, timedelta(0), note=EXISTS)
+        return Retry("exists", message, timedelta(0), note=EXISTS)  # an earlier one may have landed
     told = reason or at(response.json, "error") or "<html" in response.text.lower()
     if 200 <= status < 300 and told:
         return Retry("unexpected_answer", message)

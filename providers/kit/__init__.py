@@ -56,7 +56,15 @@ from providers.kit.money import (
     rounded,
     stated_revenue,
 )
-from providers.kit.objects import Batch, ObjectSettings, object_key, object_limits, objects
+from providers.kit.objects import (
+    Batch,
+    ObjectSettings,
+    notes_of,
+    object_key,
+    object_limits,
+    objects,
+    thrice_at_most,
+)
 from providers.kit.plan import (
     clipped,
     in_batches,
@@ -153,6 +161,7 @@ __all__ = [
     "minor_digits",
     "money_body",
     "name_of",
+    "notes_of",
     "object_key",
     "object_limits",
     "objects",
@@ -174,6 +183,7 @@ __all__ = [
     "stated_revenue",
     "store_of",
     "text_at",
+    "thrice_at_most",
     "transaction_body",
     "usable",
     "user_id",

@@ -14,13 +14,26 @@ from pydantic import Field, field_validator
 
 from providers.kit.envelope import additions, money_body, revenue_body, transaction_body
 from providers.kit.event import Device, Event
-from providers.kit.interface import KB, MB, Context, Json, Limits, dump, dump_text
+from providers.kit.interface import (
+    KB,
+    MB,
+    Context,
+    Json,
+    Limits,
+    Outcome,
+    Rejected,
+    Request,
+    Retry,
+    dump,
+    dump_text,
+)
 from providers.kit.money import stated_revenue
 from providers.kit.plan import iso, name_of, packed
 from providers.kit.settings import RevenueSettings
 from providers.kit.sigv4 import STAMP
 
 SCHEMA_VERSION = "1"
+SECOND_TRY, THIRD_TRY = "second_try", "third_try"  # notes
 PREFIX_BYTES = 850  # what project, integration, date and hash leave of a key's 1,024
 TYPES = {
     "ndjson": "application/x-ndjson",
@@ -112,6 +125,25 @@ def objects(events: Sequence[Event], settings: ObjectSettings, context: Context)
 def object_key(settings: ObjectSettings, *parts: str) -> str:
     """Return the name of an object under the customer's prefix."""
     return "/".join((settings.prefix, *parts) if settings.prefix else parts)
+
+
+def notes_of(events: Sequence[Event], context: Context) -> dict[str, int]:
+    """Return what earlier answers left as the `refs` of a request: `classify` sees them there."""
+    notes = (context.notes.get(event.id) for event in events)
+    return {note: 0 for note in notes if note}
+
+
+def thrice_at_most(request: Request, outcome: Outcome) -> Outcome:
+    """Return `outcome`; of an object that arrives damaged, another try at once, and no fourth.
+
+    At once, for a batch whose events wait with a note falls apart into other objects.
+    """
+    if not isinstance(outcome, Retry) or outcome.reason != "bad_digest":
+        return outcome
+    if THIRD_TRY in request.refs:
+        return Rejected(outcome.reason, outcome.message)
+    note = THIRD_TRY if SECOND_TRY in request.refs else SECOND_TRY
+    return Retry(outcome.reason, outcome.message, timedelta(0), note=note)
 
 
 def _named(

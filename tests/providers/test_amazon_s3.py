@@ -391,6 +391,10 @@ def error(code: str, message: str = "Words.") -> str:
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
 
 
+def damaged(code: str, note: str) -> Retry:
+    return Retry("bad_digest", f"{code}: Words.", timedelta(0), note=note)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "verdict"),
     [
@@ -417,9 +421,9 @@ def error(code: str, message: str = "Words.") -> str:
         (502, "<html>bad", Retry("bad_gateway", "<html>bad")),
         (504, "", Retry("gateway_timeout")),
         (400, error("RequestTimeout"), Retry("timeout", "RequestTimeout: Words.")),
-        (400, error("BadDigest"), Retry("bad_digest", "BadDigest: Words.")),
-        (400, error("IncompleteBody"), Retry("bad_digest", "IncompleteBody: Words.")),
-        (400, error("InvalidDigest"), Retry("bad_digest", "InvalidDigest: Words.")),
+        (400, error("BadDigest"), damaged("BadDigest", "second_try")),
+        (400, error("IncompleteBody"), damaged("IncompleteBody", "second_try")),
+        (400, error("InvalidDigest"), damaged("InvalidDigest", "second_try")),
         (403, error("RequestTimeTooSkewed"), Retry("clock_skew", "RequestTimeTooSkewed: Words.")),
         *(
             (403, error(code), Misconfigured(reason, f"{code}: Words."))
@@ -512,6 +516,16 @@ def test_retry_after_is_honoured() -> None:
 def test_an_expired_role_session_is_renewed() -> None:
     expired = classified(provider, ROLE, 400, error("ExpiredToken"))
     assert expired == Retry("expired_token", "ExpiredToken: Words.", note="new_token")
+
+
+def test_what_arrives_damaged_three_times_is_given_up() -> None:
+    answer = Response(400, {}, error("BadDigest").encode())
+    for note, verdict in (
+        ("second_try", damaged("BadDigest", "third_try")),
+        ("third_try", Rejected("bad_digest", "BadDigest: Words.")),
+    ):
+        request = put(SETTINGS, notes={event().id: note})
+        assert provider.classify(request, answer, read(SETTINGS)) == verdict
 
 
 def test_without_the_precondition_where_the_server_knows_none() -> None:

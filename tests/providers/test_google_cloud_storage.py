@@ -301,6 +301,7 @@ def test_settings_faults(change: dict[str, Any], words: str) -> None:
 
 
 NO_DELETE = "x does not have storage.objects.delete access"
+DAMAGED = 'Provided MD5 hash "a" doesn\'t match calculated MD5 hash "b".'
 
 
 def error(code: int, reason: str, message: str = "Words.") -> dict[str, Any]:
@@ -351,10 +352,14 @@ def xml(code: str) -> str:
         (413, error(413, "uploadTooLarge"), Rejected("too_large", "Words.")),
         (
             400,
-            error(400, "invalid", 'Provided MD5 hash "a" doesn\'t match calculated MD5 hash "b".'),
-            Retry("bad_digest", 'Provided MD5 hash "a" doesn\'t match calculated MD5 hash "b".'),
+            error(400, "invalid", DAMAGED),
+            Retry("bad_digest", DAMAGED, timedelta(0), note="second_try"),
         ),
-        (400, xml("BadDigest"), Retry("bad_digest", "BadDigest: Words.")),
+        (
+            400,
+            xml("BadDigest"),
+            Retry("bad_digest", "BadDigest: Words.", timedelta(0), note="second_try"),
+        ),
         (400, error(400, "userProjectMissing"), Misconfigured("user_project", "Words.")),
         (403, xml("InvalidSecurity"), Misconfigured("forbidden", "InvalidSecurity: Words.")),
         (403, xml("RequestTimeTooSkewed"), Retry("clock_skew", "RequestTimeTooSkewed: Words.")),
@@ -390,6 +395,13 @@ def test_an_object_that_may_not_be_replaced_is_tried_once_more(settings: dict[st
     assert after_a_note("new_token", 403, refusal) == Retry(
         "exists", NO_DELETE, timedelta(0), note="exists"
     )
+
+
+def test_what_arrives_damaged_three_times_is_given_up() -> None:
+    again = after_a_note("second_try", 400, error(400, "invalid", DAMAGED))
+    assert again == Retry("bad_digest", DAMAGED, timedelta(0), note="third_try")
+    again = after_a_note("third_try", 400, error(400, "invalid", DAMAGED))
+    assert again == Rejected("bad_digest", DAMAGED)
 
 
 def test_with_hmac_keys_401_is_the_customers() -> None:
