@@ -140,15 +140,19 @@ class Attempt:
                 self.steps[position] = landed.step + 1
             return []
         halves: list[int] = []
+        notes: dict[str, str] = {}
         for position, landed in zip(members, answers, strict=True):
             match landed.outcome:
-                case Retry(after=after) if after == AT_ONCE and passes > 1:
-                    self._note(position, landed.outcome.note)
+                case Retry(after=after, note=note) if after == AT_ONCE and passes > 1:
+                    if note:
+                        notes[self.events[position].id] = note
                     again.append(position)
                 case Split() if len(members) > 1:
                     halves.append(position)
                 case _:
                     self._land(position, landed)
+        if notes:
+            self.context = replace(self.context, notes={**self.context.notes, **notes})
         return halves
 
     def _plan(self, positions: list[int]) -> Sequence[Request]:
@@ -181,11 +185,6 @@ class Attempt:
         self.report.landed[position] = landed
         if isinstance(landed.outcome, Delivered):
             self.steps[position] = landed.step + 1
-
-    def _note(self, position: int, note: str) -> None:
-        if note:
-            notes = {**self.context.notes, self.events[position].id: note}
-            self.context = replace(self.context, notes=notes)
 
     async def _request(self, request: Request, count: int) -> list[Landed]:
         integration = self.integration

@@ -33,10 +33,13 @@ Answer = Callable[[list[str], int], Verdict]
 
 
 def provider(answer: Answer, steps: int = 1, *, optional_last: bool = False) -> Provider[Settings]:
-    """A provider that sends all events of a plan in one request a step, and answers by `answer`."""
+    """A provider that sends all events of a plan in one request a step, and answers by `answer`.
 
-    def encode(events: Any, _settings: Settings, _context: Context) -> Plan:
-        ids = [one.id for one in events]
+    An event with a note is sent as its id and the note.
+    """
+
+    def encode(events: Any, _settings: Settings, context: Context) -> Plan:
+        ids = [one.id + context.notes.get(one.id, "") for one in events]
         return Plan(
             tuple(
                 Request.json(
@@ -144,6 +147,16 @@ async def test_the_others_are_resent_at_once_and_only_once() -> None:
     report, wire = await run(answer, "abc")
     assert outcomes(report) == [Delivered(), Rejected("bad", "b"), Delivered()]
     assert wire.sent == [(0, ("a", "b", "c")), (0, ("a", "c"))]
+
+
+async def test_what_is_resent_at_once_is_planned_with_its_notes() -> None:
+    def answer(ids: list[str], _step: int) -> Verdict:
+        again = Retry("again", after=timedelta(0), note="!")
+        return Delivered() if ids == ["a!", "b!"] else again
+
+    report, wire = await run(answer, "ab")
+    assert outcomes(report) == [Delivered()] * 2
+    assert wire.sent == [(0, ("a", "b")), (0, ("a!", "b!"))]
 
 
 async def test_a_whole_request_resent_at_once_is_not_split_as_well() -> None:
