@@ -266,7 +266,7 @@ def _meaning(response: Response) -> Outcome:
         return Rejected(REJECTED[code], message)
     if code == "ExpiredToken":
         return Misconfigured("unauthorized", message)
-    if 200 <= status < 300 and (code or "<html" in response.text.lower()):
+    if 200 <= status < 300 and (code or response.is_page):
         return Retry("unexpected_answer", message)
     if status in (307, 409):
         return Retry({307: "redirect", 409: "conflict"}[status], message, response.retry_after)

@@ -24,6 +24,7 @@ from providers.kit import (
     Rejected,
     Request,
     Response,
+    Retry,
     Secret,
     Settings,
     Skipped,
@@ -210,6 +211,8 @@ def classify(request: Request, response: Response, settings: BranchSettings) -> 
         if WRONG_KEY.search(message):
             return Misconfigured("unauthorized", message)
         return Rejected("bad_request", message)
+    if status // 100 == 2 and response.is_page:
+        return Retry("unexpected_answer", message)
     if status == 404:
         return Misconfigured("not_found", message)
     if status == 413:

@@ -260,7 +260,7 @@ def _meaning(response: Response) -> Outcome:
         return Retry("bad_digest", message)
     if status == 403 and "storage.objects.delete" in message:
         return Retry("exists", message, timedelta(0), note=EXISTS)  # an earlier one may have landed
-    told = reason or at(response.json, "error") or "<html" in response.text.lower()
+    told = reason or at(response.json, "error") or response.is_page
     if 200 <= status < 300 and told:
         return Retry("unexpected_answer", message)
     if status == 404:

@@ -280,6 +280,8 @@ def classify(request: Request, response: Response, settings: MailchimpSettings) 
     message = _message(body, title, detail) or response.text
     if status == 400:
         return _bad_request(title, detail, message)
+    if status // 100 == 2 and response.is_page:
+        return Retry("unexpected_answer", message)
     if status == 404:
         return _not_found(request, message)
     if status == 429:

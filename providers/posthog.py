@@ -234,6 +234,8 @@ def classify(request: Request, response: Response, settings: PosthogSettings) ->
 def _meaning(response: Response) -> Outcome:
     body, status = response.json, response.status
     message = text_at(body, "detail") or response.text
+    if 200 <= status < 300 and response.is_page:  # a wrong host's, most likely
+        return Retry("unexpected_answer", message)
     if 200 <= status < 300:
         limited = at(body, "quota_limited")
         dropped = isinstance(limited, list) and "events" in limited

@@ -5,6 +5,7 @@ outcome. Neither does I/O, reads a clock or keeps state: time, tokens and what i
 come in a `Context`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -148,6 +149,11 @@ class Response(msgspec.Struct, frozen=True, dict=True):
         """The body as text on one line, cut to `MESSAGE_LENGTH` characters."""
         return one_line(self.body[: 4 * MESSAGE_LENGTH].decode("utf-8", "replace"))
 
+    @property
+    def is_page(self) -> bool:
+        """Whether the body is a web page: then a proxy has answered, or another site."""
+        return PAGE.match(self.text) is not None
+
     @cached_property
     def retry_after(self) -> timedelta | None:
         """`Retry-After`, seconds or HTTP date, at most 24 h; None where absent, past or unreadable.
@@ -167,6 +173,7 @@ class Response(msgspec.Struct, frozen=True, dict=True):
 
 
 MAX_WAIT = timedelta(hours=24)
+PAGE = re.compile(r"(?:<.*)?<(?:!doctype )?html\b", re.IGNORECASE)
 
 
 def seconds(value: Json) -> timedelta | None:

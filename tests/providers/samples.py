@@ -8,6 +8,7 @@ from providers.kit import Context, Event, Plan, Provider, Response, Verdict, pla
 from providers.kit.decode import event_from, parse
 
 NOW = 1767225900  # 2026-01-01T00:05:00Z
+PAGE = "<!DOCTYPE html><html><title>Sign in</title>"  # of a proxy, or of another site
 FULL: dict[str, Any] = {
     "id": "6a6527b6-e423-53db-a794-7a4b9dbea32f",
     "project_id": "prj_acme",

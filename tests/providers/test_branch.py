@@ -17,7 +17,7 @@ from providers.kit import (
     Verdict,
     read_settings,
 )
-from tests.providers.samples import NOW, classified, event, planned, refund, trial
+from tests.providers.samples import NOW, PAGE, classified, event, planned, refund, trial
 
 SETTINGS: dict[str, Any] = {"branch_key": "key_live_a1B2c3D4e5F6g7H8"}
 TEST_KEY = "key_test_z9Y8x7W6"
@@ -207,6 +207,7 @@ def test_refuses_settings(change: dict[str, Any], words: str) -> None:
         (200, {"update_conversion_value": 3, "coarse_key": "low"}, Delivered()),
         (200, {}, Delivered()),
         (200, "", Delivered()),
+        (200, PAGE, Retry("unexpected_answer", PAGE)),
         (
             400,
             {"error": {"branch_key": "missing required field"}},

@@ -239,6 +239,22 @@ def test_an_answer_that_is_no_json_is_none(body: bytes) -> None:
     assert Response(200, {}, body).json is None
 
 
+@pytest.mark.parametrize(
+    ("body", "page"),
+    [
+        (b"\n<!doctype html>\n<title>Sign in", True),
+        (b"<!-- down --> <HTML lang=en>", True),
+        (b"<Error><Message>html</Message></Error>", False),
+        (b'{"page": "<html>"}', False),
+        (b"<htmlx>", False),
+        (b"ok", False),
+        (b"", False),
+    ],
+)
+def test_a_web_page_is_known_by_its_first_words(body: bytes, page: bool) -> None:
+    assert Response(200, {}, body).is_page == page
+
+
 @every_provider
 def test_shows_no_secret(slug: str) -> None:
     provider = PROVIDERS[slug]

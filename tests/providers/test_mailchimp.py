@@ -18,7 +18,7 @@ from providers.kit import (
     read_settings,
 )
 from providers.mailchimp import provider
-from tests.providers.samples import classified, event, planned, refund, trial
+from tests.providers.samples import PAGE, classified, event, planned, refund, trial
 
 SETTINGS = {"api_key": "0123456789abcdef0123456789abcdef-us21", "list_id": "a1b2c3d4e5"}
 EMAIL = {"_q_email": " Mira.Okafor@example.com "}
@@ -183,6 +183,7 @@ PROBLEM = {"type": "https://mailchimp.com/developer/marketing/docs/errors/", "in
     [
         (200, {"id": "400dd3dd", "status": "transactional"}, Delivered()),
         (204, "", Delivered()),
+        (200, PAGE, Retry("unexpected_answer", PAGE)),
         (
             200,
             {"title": "API Key Invalid", "status": 401, "detail": "Your API key may be invalid."},

@@ -18,7 +18,7 @@ from providers.kit import (
     read_settings,
 )
 from providers.posthog import PosthogSettings, provider
-from tests.providers.samples import classified, event, planned, refund, trial
+from tests.providers.samples import PAGE, classified, event, planned, refund, trial
 
 KEY = "phc_InventedKey0123456789abcdefghijklmnopqrstuv"
 SETTINGS = {"project_api_key": KEY, "region": "eu"}
@@ -204,6 +204,7 @@ def test_settings_faults(data: dict[str, Any], words: str) -> None:
         (200, {}, {"status": 1, "quota_limited": ["events"]}, DROPPED),
         (200, {}, {"status": 1, "quota_limited": ["recordings"]}, Delivered()),
         (204, {}, "", Delivered()),
+        (200, {}, PAGE, Retry("unexpected_answer", PAGE)),
         *(
             (400, {}, text, Split("bad_request", text))
             for text in [
