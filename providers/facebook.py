@@ -82,7 +82,7 @@ NAMES: dict[str, str | None] = {
 LIMITS = Limits(events=50, bytes=1 * MB, linger=timedelta(seconds=0.5), max_age=timedelta(days=7))
 THROTTLE = timedelta(minutes=5)
 HASHED = re.compile(r"[0-9a-f]{64}")
-EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+EMAIL = re.compile(r"[^@\s]+@[^@\s][^@\s.]*\.[^@\s]+")  # linear: no text can be read in two ways
 NO_PERMISSION = frozenset({3, 10, 190, *range(200, 300)})
 SLOW_DOWN = frozenset({4, 17, 32, 613, *range(80000, 80100)})
 INVALID = range(2804000, 2805000)
