@@ -100,12 +100,14 @@ class Router:
     async def _repeated(self, read: Sequence[tuple[Shard, list[_Read]]]) -> Sequence[set[bytes]]:
         if not self.settings.dedupe_seconds:
             return [set()] * len(read)
-        asked = []
-        for shard, found in read:
-            ids: list[str] = []
-            for entry_id, _, _, event in found:
-                ids += f"{event.project_id}/{event.id}", entry_id.decode()
-            asked.append((shard.keys, ids))
+        asked = [
+            (
+                shard.keys,
+                [f"{event.project_id}/{event.id}" for *_, event in found],
+                [entry_id.decode() for entry_id, *_ in found],
+            )
+            for shard, found in read
+        ]
         return await self.state.repeated(
             asked, self.settings.dedupe_seconds, int(self.clock.now_ms())
         )

@@ -219,23 +219,31 @@ return #ARGV - 2
 """
 
 # Of several shards at once: a call of its own each costs as much as an event.
-# KEYS: of each shard this window's ids, the window's before. ARGV: ttl, then of each shard a packed
-# list of id, entry, id, entry …
+# KEYS: of each shard this window's ids, the window's before. ARGV: ttl, then of each shard packed
+# lists of the ids and their entries.
 _REPEATED = """
 local answers = {}
 for n = 1, #KEYS / 2 do
   local present, before = KEYS[2 * n - 1], KEYS[2 * n]
-  redis.call('EXPIRE', present, ARGV[1]) -- a first write that a full server allows
-  local ids, repeated = cmsgpack.unpack(ARGV[n + 1]), {}
-  for i = 1, #ids, 2 do
-    local owner = redis.call('HGET', present, ids[i]) or redis.call('HGET', before, ids[i])
+  local kept = redis.call('EXPIRE', present, ARGV[1]) -- a first write that a full server allows
+  local ids, entries = unpack(cmsgpack.unpack(ARGV[n + 1]))
+  local now = redis.call('HMGET', present, unpack(ids))
+  local past = redis.call('HMGET', before, unpack(ids))
+  local owners, noted, repeated = {}, {}, {}
+  for i, id in ipairs(ids) do
+    local owner = now[i] or past[i] or owners[id]
     if not owner then
-      redis.call('HSET', present, ids[i], ids[i + 1])
-    elseif owner ~= ids[i + 1] then
-      repeated[#repeated + 1] = ids[i + 1]
+      owners[id] = entries[i]
+      noted[#noted + 1] = id
+      noted[#noted + 1] = entries[i]
+    elseif owner ~= entries[i] then
+      repeated[#repeated + 1] = entries[i]
     end
   end
-  redis.call('EXPIRE', present, ARGV[1])
+  if #noted > 0 then
+    redis.call('HSET', present, unpack(noted))
+    if kept == 0 then redis.call('EXPIRE', present, ARGV[1]) end
+  end
   answers[n] = repeated
 end
 return answers
@@ -443,23 +451,23 @@ class State:
         }
 
     async def repeated(
-        self, read: Sequence[tuple[Keys, Sequence[str]]], seconds: int, now_ms: int
+        self, read: Sequence[tuple[Keys, Sequence[str], Sequence[str]]], seconds: int, now_ms: int
     ) -> list[set[bytes]]:
         """Return of each shard the entries that are not the first of their event id in `seconds`.
 
-        `read` has of each shard event id, entry, event id, entry …; asked again, it answers the
-        same.
+        `read` has of each shard event ids and their entries, few thousand at most; asked again, it
+        answers the same.
         """
         bucket = now_ms // 1000 // seconds
-        asked = [(keys, ids) for keys, ids in read if ids]
-        seen = [key for keys, _ in asked for key in (keys.seen(bucket), keys.seen(bucket - 1))]
+        asked = [of for of in read if of[1]]
+        seen = [key for keys, *_ in asked for key in (keys.seen(bucket), keys.seen(bucket - 1))]
         answers: Sequence[Any] = ()
         if asked:
-            args: list[int | bytes] = [2 * seconds, *(_encode(ids) for _, ids in asked)]
+            args: list[int | bytes] = [2 * seconds, *(_encode(of[1:]) for of in asked)]
             replies = await self._run(self._looking, self._repeated, [(seen, args)])
             (answers,) = _certain(replies)
         found = iter(answers)
-        return [set(next(found)) if ids else set() for _, ids in read]
+        return [set(next(found)) if ids else set() for _, ids, _ in read]
 
     async def _run(
         self, connection: Dedicated, script: AsyncScript, calls: Sequence[Call]

@@ -183,7 +183,7 @@ async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis:
     assert len(await commit(state, 1, moves(entry))) == 1
     assert len(await commit(state, 2, Commit([], moves(b"").commands))) == 1
     assert await state.take(Keys(4), "me", NEVER)
-    assert await state.repeated([(KEYS, ["p/1", "1-0"])], 600, 1_000) == [set()]
+    assert await state.repeated([(KEYS, ["p/1"], ["1-0"])], 600, 1_000) == [set()]
     assert await state.renew([(KEYS, 0)], "me") == [True]
     now, owners = await state.owners("me", 1_000)
     assert (now > 0, owners) == (True, ["me"])
@@ -191,14 +191,14 @@ async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis:
 
 async def test_a_repeated_event_id_is_found_however_often_it_is_asked(state: State) -> None:
     read = [
-        (KEYS, ["p/1", "1-0", "p/2", "1-1", "p/1", "2-0"]),
-        (Keys(4), []),
-        (Keys(5), ["p/1", "2-0"]),
+        (KEYS, ["p/1", "p/2", "p/1"], ["1-0", "1-1", "2-0"]),
+        (Keys(4), [], []),
+        (Keys(5), ["p/1"], ["2-0"]),
     ]
     for _ in range(2):
         assert await state.repeated(read, 600, 1_000) == [{b"2-0"}, set(), set()]
     later = 1_000 + 600_000
-    assert await state.repeated([(KEYS, ["p/2", "3-0"])], 600, later) == [{b"3-0"}]
+    assert await state.repeated([(KEYS, ["p/2"], ["3-0"])], 600, later) == [{b"3-0"}]
 
 
 async def test_a_change_is_heard_of_with_the_events_after_it(state: State, redis: Any) -> None:
