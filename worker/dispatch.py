@@ -43,7 +43,7 @@ TAKEN = Round(delivered=1)
 BUFFERED = 2_048  # deliveries read from lanes, of all pipelines; each takes 8 KB
 AGAIN_MS = 500  # after trouble of our own
 MOST_UNCOMMITTED = 256  # outcomes; a kill sends them again
-UNEVEN = 1.5  # times the mean: that queue goes to its lane when reading has no room
+PATIENCE_SECONDS = 0.5  # where memory is full: then a queue goes to its lane
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Dispatcher:
         self.pipelines: dict[str, Pipeline] = {}
         self.sender = Sender(self.directory, self.transport, self.state, self.clock)
         self.requests = 0  # in flight
-        self.unsent = 0  # fresh deliveries in memory
+        self.full = False  # there is no room for more fresh deliveries
         self.leaving = False
         self.paused = False  # something was not started because our leases might not hold
         self.safe: Callable[[], bool] = lambda: True  # whether our leases surely hold
@@ -104,7 +104,6 @@ class Dispatcher:
             self._join_lane(pipeline, delivery)
         else:
             pipeline.push(delivery)
-            self.unsent += 1
             if not pipeline.lingering or pipeline.size >= integration.limits.events:
                 self.pump_soon(pipeline)
 
@@ -120,26 +119,25 @@ class Dispatcher:
         pipeline.grow()
         self.pump(pipeline)
 
-    def overflow(self) -> None:
-        """Move the longest queue to its lane: reading must not wait for one pipeline."""
-        longest = max(self._active, key=lambda pipeline: pipeline.size, default=None)
-        if longest is not None and longest.size:
-            self.queue_to_lane(longest)
+    def hurry(self) -> None:
+        """Let no batch wait for more events: there is no room for any."""
+        self.full = True
+        for pipeline in [pipeline for pipeline in self._active if pipeline.lingering]:
+            self.pump(pipeline)
 
-    @property
-    def uneven(self) -> bool:
-        """Whether one pipeline has far more to send than the others."""
-        longest = max((pipeline.size for pipeline in self._active), default=0)
-        return longest * len(self._active) > UNEVEN * self.unsent
+    def _relieve(self) -> None:
+        """Move what hardly gets on to its lane: reading must not wait for slow upstreams."""
+        late = time.monotonic() - PATIENCE_SECONDS
+        for pipeline in list(self._active):
+            if pipeline.size and pipeline.first.since < late:
+                self.queue_to_lane(pipeline)
 
     def queue_to_lane(self, pipeline: Pipeline) -> None:
         """Everything fresh of a pipeline goes to its lane, what is in flight first."""
         for delivery in pipeline.flying:
             if delivery.lane_id is None:
                 pipeline.shard.to_lane(delivery)
-        queued = pipeline.empty()
-        self.unsent -= len(queued)
-        for delivery in queued:
+        for delivery in pipeline.empty():
             pipeline.shard.to_lane(delivery)
 
     # --- one step of all, then the next -----------------------------------------------------
@@ -214,7 +212,6 @@ class Dispatcher:
                 fresh = pipeline.take_each(min(room, left))
                 if not fresh:
                     break
-                self.unsent -= len(fresh)
                 self._count(pipeline, fresh, len(fresh))
                 self.posts.take(fresh)
                 continue
@@ -223,8 +220,6 @@ class Dispatcher:
             batch = pipeline.take(limits.events, limits.bytes)
             if not batch:
                 break
-            if batch[0].lane_id is None:
-                self.unsent -= len(batch)
             self._start(pipeline, batch)
         self._note_activity(pipeline)
 
@@ -306,7 +301,7 @@ class Dispatcher:
     def _lingers(self, pipeline: Pipeline) -> bool:
         """Whether a JSON batch waits in memory for more events, for at most its linger."""
         limits = pipeline.integration.limits
-        if limits.events == 1 or not pipeline.ready or pipeline.size >= limits.events:
+        if limits.events == 1 or not pipeline.ready or pipeline.size >= limits.events or self.full:
             return False
         left = pipeline.oldest + limits.linger.total_seconds() - time.monotonic()
         if left <= 0:
@@ -499,7 +494,6 @@ class Dispatcher:
         else:
             name, why = "skipped", Skipped("off", "the integration is paused")
         queued = pipeline.empty()
-        self.unsent -= len(queued)
         pipeline.forget_lane()
         try:
             for delivery in queued:
@@ -540,6 +534,8 @@ class Dispatcher:
         for pipeline in self.agenda.due():
             if self.pipelines.get(pipeline.integration.id) is pipeline:
                 self.pump(pipeline)
+        if self.full:
+            self._relieve()
 
     def _note_activity(self, pipeline: Pipeline) -> None:
         if pipeline.idle and not pipeline.requests:
@@ -560,7 +556,7 @@ class Dispatcher:
             if pipeline.shard is shard:
                 del self.pipelines[integration_id]
                 self._active.discard(pipeline)
-                self.unsent -= len(pipeline.empty())
+                pipeline.empty()
 
     def flying(self, shard: Shard) -> int:
         """Return the requests of a shard in flight."""

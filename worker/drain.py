@@ -34,7 +34,6 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
-BUFFER = 1_024  # fresh deliveries in memory: few megabytes
 BREATH_SECONDS = 0.005
 FLUSH_SECONDS = 0.05
 REST_SECONDS = 0.09  # where nothing is under way: each look costs a quarter of a millisecond
@@ -109,7 +108,7 @@ class Drain:
         while not (over() or self.stopping() or self.leaving):
             if any(job.done() for job in self._jobs):
                 raise RuntimeError("what is done again and again in the delivery loop has ended")
-            if await self._may_read():
+            if self._may_read():
                 await self.reader.turn(self.shards)
             else:
                 await asyncio.sleep(IDLE_SECONDS)
@@ -238,22 +237,14 @@ class Drain:
             if pipeline.shard is shard:
                 self.dispatcher.pump(pipeline)
 
-    async def _may_read(self) -> bool:
-        """Whether we may start anything new: leases fresh, configuration known, room in memory."""
-        if not (self.shards and self.directory.usable and self._safe()):
-            return False
-        if self.dispatcher.unsent < BUFFER:
-            return True
-        if self.dispatcher.uneven or not await self._busy():
-            self.dispatcher.overflow()
-            return True
-        return False
+    def _may_read(self) -> bool:
+        """Whether we may start anything new: leases fresh, configuration known."""
+        return bool(self.shards) and self.directory.usable and self._safe()
 
-    async def _busy(self) -> bool:
-        """Whether it is this process that is too slow, rather than some upstreams."""
-        began = time.monotonic()
-        await asyncio.sleep(BREATH_SECONDS)
-        return time.monotonic() - began > 2 * BREATH_SECONDS
+    @property
+    def queued(self) -> int:
+        """Fresh deliveries in memory that are not in flight."""
+        return sum(shard.queued for shard in self.shards.values())
 
     async def _flush(self) -> None:
         """Commit what has settled; then rest, until there is much again."""

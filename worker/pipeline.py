@@ -153,6 +153,7 @@ class Pipeline:
     def push(self, delivery: Delivery) -> None:
         """Queue a fresh delivery, behind the earlier ones of its user."""
         self.size += 1
+        self.shard.queued += 1
         key = delivery.user or delivery
         line = self.lines.get(key)
         if line is None:
@@ -161,6 +162,10 @@ class Pipeline:
                 self.ready.append(key)
         else:
             line.append(delivery)
+
+    def _shrink(self, count: int) -> None:
+        self.size -= count
+        self.shard.queued -= count
 
     def take(self, most: int, largest: int) -> list[Delivery]:
         """Return the next batch: at most `most` deliveries of about `largest` bytes, in order.
@@ -190,7 +195,7 @@ class Pipeline:
             if delivery.user:
                 self.busy.add(delivery.user)
             taken.append(delivery)
-        self.size -= len(taken)
+        self._shrink(len(taken))
         return taken
 
     def _take_read(self, batch: "_Batch") -> None:
@@ -228,7 +233,7 @@ class Pipeline:
             if not taken:
                 return
             self.ready.popleft()
-            self.size -= taken
+            self._shrink(taken)
             if taken == len(line):
                 del self.lines[key]
             else:
@@ -250,13 +255,18 @@ class Pipeline:
         """When the first of what is ready came into memory (loop clock)."""
         return self.lines[self.ready[0]][0].since
 
+    @property
+    def first(self) -> Delivery:
+        """The first of those that have waited for about the longest, of all that are queued."""
+        return next(iter(self.lines.values()))[0]
+
     def empty(self) -> list[Delivery]:
         """Return every queued fresh delivery in order, and forget them."""
         queued = [delivery for line in self.lines.values() for delivery in line]
         queued.sort(key=lambda delivery: delivery.since)
         self.ready.clear()
         self.lines.clear()
-        self.size = 0
+        self._shrink(self.size)
         return queued
 
     def forget_lane(self) -> None:
@@ -324,7 +334,7 @@ class Pipeline:
         theirs = [*self.lines.pop(user, ())]
         if theirs and user in self.ready:
             self.ready.remove(user)
-        self.size -= len(theirs)
+        self._shrink(len(theirs))
         return theirs
 
     def unwait(self, lane_id: bytes) -> None:

@@ -6,6 +6,7 @@ still for a fifth of its time.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,9 @@ log = logging.getLogger(__name__)
 READ = 256  # entries a read, of all shards together
 READ_ON = READ // 2  # so many came that there are more
 LEAST_FRUITFUL = 2  # no stream gives more than half of a read, lest all do
+BUFFER = 1_024  # fresh deliveries in memory, 8 KB each; up to twice as many if some have little
 BLOCK_MS = 500
+SOON_MS = 5  # while memory is full
 GATHER_SECONDS = 0.003  # from one read to the next: an event that is read by itself costs thrice
 IDLE_SECONDS = 0.02
 LARGEST_REREAD = 20_000
@@ -53,14 +56,12 @@ class Reader:
         """Route what a read brings of those of our shards that may be read."""
         try:
             if self._ahead is None:
-                await asyncio.sleep(self._next - time.monotonic())
                 for shard in _unsure(shards):
                     await self._sure(shard)
                 self._ahead = self._begin(shards)
             ahead, self._ahead = self._ahead, None
             looked = await ahead
-            more = sum(len(found) for _, found, _ in looked) >= READ_ON
-            if more and self.router.dispatcher.safe() and not _unsure(shards):
+            if self.router.dispatcher.safe() and not _unsure(shards):
                 self._ahead = self._begin(shards)
             await self.router.route(looked)
         except RedisError as error:
@@ -85,25 +86,27 @@ class Reader:
                 await self.router.route(ahead.result())
 
     def _begin(self, shards: Mapping[int, Shard]) -> "asyncio.Task[Looked]":
-        # not one that could be committed again just now, and has not looked yet
-        self.reading = [shard for shard in shards.values() if shard.reads and not shard.unsure]
-        return asyncio.create_task(self._read(self.reading))
+        return asyncio.create_task(self._read(shards))
 
-    async def _read(self, shards: Sequence[Shard]) -> Looked:
+    async def _read(self, held: Mapping[int, Shard]) -> Looked:
+        await asyncio.sleep(self._next - time.monotonic())
+        shards = self.reading = self._with_room(held)
         names = {shard.intake: shard for shard in shards}
         streams = [*names]
         if any(shard.keys.shard == 0 for shard in shards):
             streams.append(UNSHARDED.encode())
         if not streams:
-            await asyncio.sleep(IDLE_SECONDS)
+            await asyncio.sleep(GATHER_SECONDS)
             return []
         count = max(READ // self._fruitful, 1)
+        block = SOON_MS if self.router.dispatcher.full else BLOCK_MS
         try:
-            arrived, changed = await self.state.read(streams, self.token, count, BLOCK_MS)
+            arrived, changed = await self.state.read(streams, self.token, count, block)
         finally:
             self.reading = ()
         self.router.changed(changed)
-        self._next = time.monotonic() + GATHER_SECONDS
+        few = sum(map(len, arrived.values())) < READ_ON
+        self._next = time.monotonic() + GATHER_SECONDS * few
         if any(len(entries) == count for entries in arrived.values()):
             self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
         else:  # all was read: soon there may be a burst in every stream
@@ -115,6 +118,19 @@ class Reader:
         return await self.router.look(
             [(shard, entries) for shard, entries in kept if not shard.lost]
         )
+
+    def _with_room(self, held: Mapping[int, Shard]) -> list[Shard]:
+        """Return the shards to read: where memory is full, those with less than their share of it.
+
+        So what waits for slow upstreams keeps nobody waiting but in its own shard.
+        """
+        dispatcher = self.router.dispatcher
+        if _queued(held) >= BUFFER:
+            dispatcher.hurry()
+        dispatcher.full = _queued(held) >= BUFFER
+        room = BUFFER // len(held) if dispatcher.full else math.inf
+        # not one that could be committed again just now, and has not looked yet
+        return [s for s in held.values() if s.reads and not s.unsure and s.queued < room]
 
     async def _sure(self, shard: Shard) -> None:
         try:
@@ -186,6 +202,10 @@ class Reader:
             return shard_of(decode(raw, int(time.time())).project_id, self.count)
         except InvalidEvent:
             return 0
+
+
+def _queued(held: Mapping[int, Shard]) -> int:
+    return sum(shard.queued for shard in held.values())
 
 
 def _unsure(shards: Mapping[int, Shard]) -> list[Shard]:

@@ -239,9 +239,7 @@ class Rounds:
         pipeline, user = delivery.pipeline, delivery.user
         if delivery.lane_id is None:
             pipeline.shard.to_lane(delivery)
-        later = pipeline.withdraw(user) if user else []
-        self.dispatcher.unsent -= len(later)
-        for follower in later:
+        for follower in pipeline.withdraw(user) if user else ():
             pipeline.shard.to_lane(follower)
         if user:
             pipeline.block(user)

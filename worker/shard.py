@@ -58,6 +58,7 @@ class Shard:
     # came for our last lease of this shard, after what was left of that one was taken over
     stuck: bool = False  # the last commit did not go through
     retry_at: float = 0.0  # monotonic: not committed before
+    queued: int = 0  # fresh deliveries in memory that are not in flight
     opening: bool = False  # what its last owner left comes first
     leaving: bool = False
     leaving_since: float = 0.0  # monotonic

@@ -44,4 +44,4 @@ def is_stuck(loop: Drain, now: float) -> bool:
     """Whether the loop itself stands still, or work in memory has not moved."""
     if now - loop.beat > STUCK_SECONDS:
         return True
-    return bool(loop.dispatcher.unsent) and now - loop.progressed > STUCK_SECONDS
+    return bool(loop.queued) and now - loop.progressed > STUCK_SECONDS

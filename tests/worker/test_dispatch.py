@@ -1,6 +1,8 @@
 """How many requests a pipeline may have: one as a probe, then a ramp, a share, its own limit."""
 
 import asyncio
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from providers.kit import Limits, Retry
 from tests.worker.test_pipeline import delivery_of
 from worker import incidents
 from worker.clock import StoreClock
-from worker.dispatch import Dispatcher
+from worker.dispatch import PATIENCE_SECONDS, Dispatcher
 from worker.pipeline import Landed, Pipeline
 from worker.policy import policy_of
 from worker.settings import load_settings
@@ -162,3 +164,45 @@ def test_an_event_that_is_to_slow_down_is_never_given_up(
     for _ in range(slowed.integration.policy.event_attempts):
         dispatcher.rounds._wait_alone(delivery)
     assert (slowed.lane_len, bool(delivery.due)) == (left, True)
+
+
+def queued(since: float, limits: Limits = Limits()) -> Pipeline:  # noqa: B008  frozen
+    integration: Any = SimpleNamespace(
+        id="c9VdLs3H", active=1, epoch=0, ordered=False, through_lane=False, limits=limits
+    )
+    made = Pipeline(integration, Shard(Keys(0)))
+    made.push(delivery_of(made, since=since))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("full", "waited", "left"),
+    [
+        (True, 2 * PATIENCE_SECONDS, 0),
+        (True, 0, 1),  # it gets on
+        (False, 2 * PATIENCE_SECONDS, 1),  # and keeps nobody from being read
+    ],
+)
+def test_where_memory_is_full_what_hardly_gets_on_waits_in_its_lane(
+    dispatcher: Dispatcher, full: bool, waited: float, left: int
+) -> None:
+    slow = queued(time.monotonic() - waited)
+    dispatcher._active.add(slow)
+    dispatcher.full = full
+    dispatcher.fire()
+    assert (slow.size, slow.shard.queued, slow.lane_len) == (left, left, 1 - left)
+
+
+def test_where_memory_is_full_a_batch_waits_for_no_more_events(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None are read: else a hundred pipelines would hold memory until their batches are due."""
+    pumped: list[Pipeline] = []
+    monkeypatch.setattr(dispatcher, "pump", pumped.append)
+    gathers = queued(time.monotonic(), Limits(events=100, linger=timedelta(hours=1)))
+    dispatcher._active.add(gathers)
+    assert dispatcher._lingers(gathers)
+    dispatcher.hurry()
+    assert (pumped, dispatcher._lingers(gathers)) == ([gathers], False)
+    dispatcher.full = False
+    assert dispatcher._lingers(gathers)

@@ -17,6 +17,8 @@ from hypothesis.stateful import (
 
 from providers.kit import Event
 from worker.pipeline import Delivery, Pipeline
+from worker.shard import Shard
+from worker.state import Keys
 
 FRESH = ("ann", "bob", "cem", "")  # "" is an event without any user
 WAITING = ("lea", "lou", "")  # whose events are in the lane
@@ -24,9 +26,8 @@ WAITING = ("lea", "lou", "")  # whose events are in the lane
 
 def pipeline_of(*, ordered: bool = True, **more: Any) -> Pipeline:
     integration = {"ordered": ordered, "active": 1, "epoch": 0, "through_lane": False} | more
-    nobody: Any = None
     settings: Any = SimpleNamespace(**integration)
-    return Pipeline(settings, nobody)
+    return Pipeline(settings, Shard(Keys(0)))
 
 
 def delivery_of(pipeline: Pipeline, user: str = "", raw: bytes = b"{}", **more: Any) -> Delivery:
@@ -142,7 +143,8 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def sizes_are_right(self) -> None:
-        assert self.pipeline.size == len(self.waiting)
+        assert self.pipeline.size == self.pipeline.shard.queued == len(self.waiting)
+        assert not self.waiting or self.pipeline.first in self.waiting
         assert list(self.pipeline.buffer) == self.read
         assert set(self.pipeline.flying) == {d for flight in self.flying for d in flight}
         assert self.pipeline.idle == (not (self.flying or self.waiting or self.read))

@@ -2,14 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from worker.reader import READ, Reader
+from worker.reader import BUFFER, READ, Reader
 from worker.router import Looked
 from worker.shard import Shard
 from worker.state import GROUP, Keys, State
@@ -24,7 +24,7 @@ class Watched(Reader):
         router: Any = SimpleNamespace(
             settings=SimpleNamespace(shards=2),
             route=self._routed,
-            dispatcher=SimpleNamespace(safe=lambda: self.safe),
+            dispatcher=SimpleNamespace(safe=lambda: self.safe, hurry=lambda: None),
         )
         committer: Any = SimpleNamespace(state=None, token="ours", lost=None)
         super().__init__(router, committer)
@@ -40,8 +40,8 @@ class Watched(Reader):
         shard.unsure = False
         self.shards[1].stuck = False
 
-    async def _read(self, shards: Sequence[Shard]) -> Looked:
-        self.read.append([shard.keys.shard for shard in shards])
+    async def _read(self, held: Mapping[int, Shard]) -> Looked:
+        self.read.append([shard.keys.shard for shard in self._with_room(held)])
         entry: Any = (b"1-0", 1, b"{}", None)
         count = self._brings.pop(0) if self._brings else 0
         return [(self.shards[0], [entry] * count, set())]
@@ -59,16 +59,35 @@ async def test_nothing_new_is_read_before_what_a_lost_answer_hid() -> None:
     for _ in range(2):
         await reader.turn(reader.shards)
     assert reader.looked == [0, 1]
-    assert reader.read == [[0], [0, 1]]
+    assert reader.read[:2] == [[0], [0, 1]]
 
 
-async def test_while_more_waits_the_next_read_is_under_way_as_the_last_is_routed() -> None:
-    reader = Watched(READ, READ, 1, 1)
+async def test_the_next_read_is_under_way_as_the_last_is_routed() -> None:
+    reader = Watched(READ, 1, 0)
     reader.shards[1].stuck = False
-    for _ in range(4):
+    for _ in range(3):
         await reader.turn(reader.shards)
-    assert reader.routed == [READ, READ, 1, 1]
-    assert reader.ahead == [True, True, False, False]
+    assert reader.routed == [READ, 1, 0]
+    assert reader.ahead == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("queued", "read", "full"),
+    [
+        ((BUFFER - 1, 0), [0, 1], False),
+        ((BUFFER, 0), [1], True),  # what waits there may wait for a slow upstream
+        ((BUFFER, BUFFER // 2 - 1), [1], True),
+        ((BUFFER // 2, BUFFER // 2), [], True),
+    ],
+)
+def test_where_memory_is_full_only_shards_with_little_in_it_are_read(
+    queued: tuple[int, int], read: list[int], full: bool
+) -> None:
+    reader = Watched()
+    for shard, count in zip(reader.shards.values(), queued, strict=True):
+        shard.stuck, shard.unsure, shard.queued = False, False, count
+    assert [shard.keys.shard for shard in reader._with_room(reader.shards)] == read
+    assert reader.router.dispatcher.full is full
 
 
 async def test_nothing_is_read_ahead_while_our_leases_may_have_lapsed() -> None:
@@ -102,7 +121,7 @@ async def test_a_read_that_fails_at_the_end_is_told_of(caplog: pytest.LogCapture
     """And whoever leaves goes on to hand back."""
     reader = Watched()
 
-    async def read(shards: Sequence[Shard]) -> Looked:
+    async def read(held: Mapping[int, Shard]) -> Looked:
         raise ValueError("of our own")
 
     reader._read = read  # type: ignore[method-assign]
@@ -115,7 +134,7 @@ async def test_a_read_that_fails_at_the_end_is_told_of(caplog: pytest.LogCapture
 async def test_a_read_that_hangs_at_the_end_is_given_up() -> None:
     reader, hangs = Watched(), asyncio.Event()
 
-    async def read(shards: Sequence[Shard]) -> Looked:
+    async def read(held: Mapping[int, Shard]) -> Looked:
         hangs.set()
         await asyncio.Event().wait()
         return []

@@ -17,10 +17,8 @@ class Ended(Exception):
     """The process would have ended."""
 
 
-def loop(*, beat: float = NOW, unsent: int = 0, progressed: float = NOW) -> Any:
-    return SimpleNamespace(
-        beat=beat, dispatcher=SimpleNamespace(unsent=unsent), progressed=progressed
-    )
+def loop(*, beat: float = NOW, queued: int = 0, progressed: float = NOW) -> Any:
+    return SimpleNamespace(beat=beat, queued=queued, progressed=progressed)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +27,8 @@ def loop(*, beat: float = NOW, unsent: int = 0, progressed: float = NOW) -> Any:
         (loop(), False),
         (loop(beat=LONG_AGO), True),  # the event loop itself stands still
         (loop(progressed=LONG_AGO), False),  # and nothing waits
-        (loop(unsent=1), False),
-        (loop(unsent=1, progressed=LONG_AGO), True),
+        (loop(queued=1), False),
+        (loop(queued=1, progressed=LONG_AGO), True),
     ],
 )
 def test_a_loop_is_stuck_where_work_waits(found: Any, stuck: bool) -> None:
