@@ -18,7 +18,7 @@ from providers.kit.decode import InvalidEvent, decode
 from worker.committer import Committer
 from worker.router import Looked, Router
 from worker.shard import Shard
-from worker.state import GROUP, UNSHARDED, Keys, shard_of
+from worker.state import GROUP, UNSHARDED, shard_of
 
 log = logging.getLogger(__name__)
 
@@ -170,20 +170,9 @@ class Reader:
         await self.state.ensure_group(UNSHARDED)
 
     async def _spread(self, entries: list[Any]) -> None:
-        """Move entries of the unsharded intake on: append to the shard first, then acknowledge."""
-        async with self.state.redis.pipeline(transaction=False) as pipe:
-            for _, fields in entries:
-                raw = fields.get(b"event", b"")
-                pipe.xadd(Keys(self._shard_of(raw)).intake, fields or {b"empty": b""})
-            added = await pipe.execute(raise_on_error=False)
-        done = [entry[0] for entry, reply in zip(entries, added, strict=True) if _added(reply)]
-        if done:
-            async with self.state.redis.pipeline(transaction=False) as pipe:
-                pipe.xack(UNSHARDED, GROUP, *done)
-                pipe.xdel(UNSHARDED, *done)
-                await pipe.execute()
-        if len(done) < len(entries):
-            raise next(reply for reply in added if not _added(reply))
+        """Move entries of the unsharded intake on to their shards."""
+        moves = [(id_, self._shard_of(fields.get(b"event", b""))) for id_, fields in entries]
+        await self.state.move(UNSHARDED, moves)
 
     async def reclaim_unsharded(self) -> None:
         """Move on what somebody read from the unsharded intake and did not move on."""
@@ -210,7 +199,3 @@ def _queued(held: Mapping[int, Shard]) -> int:
 
 def _unsure(shards: Mapping[int, Shard]) -> list[Shard]:
     return [shard for shard in shards.values() if shard.reads and shard.unsure]
-
-
-def _added(reply: Any) -> bool:
-    return not isinstance(reply, Exception)

@@ -261,6 +261,26 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
 end
 """
 
+# KEYS: a stream, then for each entry the intake it belongs to. ARGV: group, entry, entry …
+# Each is acknowledged first, which a full server allows; it need not hold two of any, either.
+_MOVE = """
+local wrong
+for n = 2, #KEYS do
+  local id, is = ARGV[n], redis.call('TYPE', KEYS[n]).ok
+  if is == 'stream' or is == 'none' then
+    local entry = redis.call('XRANGE', KEYS[1], id, id)[1] -- none: somebody else has moved it
+    redis.call('XACK', KEYS[1], ARGV[1], id)
+    redis.call('XDEL', KEYS[1], id)
+    if entry then -- of one with more fields than Lua can hand on, what comes first
+      redis.call('XADD', KEYS[n], '*', unpack(entry[2], 1, math.min(#entry[2], 1000)))
+    end
+  else
+    wrong = 'WRONGTYPE ' .. KEYS[n] .. ' is a ' .. is .. ', not a stream'
+  end
+end
+return wrong and redis.error_reply(wrong)
+"""
+
 _TAKE_ALL = """
 local all = redis.call('HGETALL', KEYS[1])
 if #all > 0 then redis.call('DEL', KEYS[1]) end
@@ -321,6 +341,7 @@ class State:
         self._repeated = redis.register_script(_REPEATED)
         self._owners = redis.register_script(_OWNERS)
         self._forget_readers = redis.register_script(_FORGET_READERS)
+        self._move = redis.register_script(_MOVE)
 
     async def owners(self, token: str, ttl_ms: int) -> tuple[int, list[str]]:
         """Note `token` as alive for `ttl_ms` (0: gone); return (store clock in ms, who lives)."""
@@ -394,6 +415,12 @@ class State:
             else {who["name"].decode(): who["pending"] for who in reply["consumers"] or ()}
             for reply in replies
         ]
+
+    async def move(self, stream: str, entries: Sequence[tuple[bytes, int]]) -> None:
+        """Move entries that were read to the intake of each one's shard, also in a full server."""
+        intakes = [Keys(shard).intake for _, shard in entries]
+        ids = [entry_id for entry_id, _ in entries]
+        await self._move(keys=[stream, *intakes], args=[GROUP, *ids])
 
     async def forget_readers(self, keys: Keys, token: str) -> None:
         """Forget who has read of a shard and has nothing of it left, but for `token`."""

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tests.stack import free_port
-from worker.state import CHANGES, GROUP, Commit, Keys, LeaseLost, State
+from worker.state import CHANGES, GROUP, UNSHARDED, Commit, Keys, LeaseLost, State
 from worker.supervisor import valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
@@ -187,6 +187,32 @@ async def test_a_full_server_takes_commits_and_gives_leases(state: State, redis:
     assert await state.renew([(KEYS, 0)], "me") == [True]
     now, owners = await state.owners("me", 1_000)
     assert (now > 0, owners) == (True, ["me"])
+
+
+async def test_a_full_server_moves_entries_to_their_shards(state: State, redis: Any) -> None:
+    """Where only appending is refused, what is not moved on would keep it full for ever."""
+    await state.ensure_group(UNSHARDED)
+    ids = [await redis.xadd(UNSHARDED, {"event": body}) for body in ("a", "b", "c")]
+    await redis.xreadgroup(GROUP, "me", {UNSHARDED: ">"})
+    await redis.config_set("maxmemory", 1)
+    await state.move(UNSHARDED, [(ids[0], 3), (ids[1], 4), (ids[2], 3)])
+    moved = [await redis.xrange(Keys(shard).intake) for shard in (3, 4)]
+    assert [[fields[b"event"] for _, fields in one] for one in moved] == [[b"a", b"c"], [b"b"]]
+    assert await redis.xlen(UNSHARDED) == 0
+    assert (await redis.xpending(UNSHARDED, GROUP))["pending"] == 0
+
+    await state.move(UNSHARDED, [(ids[0], 3)])
+    assert await redis.xlen(KEYS.intake) == 2, "it was moved on before"
+
+
+async def test_what_cannot_be_moved_stays_and_keeps_no_other(state: State, redis: Any) -> None:
+    await state.ensure_group(UNSHARDED)
+    ids = [await redis.xadd(UNSHARDED, {"event": "{}"}) for _ in range(2)]
+    await redis.set(Keys(4).intake, "spoilt")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await state.move(UNSHARDED, [(ids[0], 4), (ids[1], 3)])
+    assert [entry_id for entry_id, _ in await redis.xrange(UNSHARDED)] == [ids[0]]
+    assert await redis.xlen(KEYS.intake) == 1
 
 
 async def test_a_repeated_event_id_is_found_however_often_it_is_asked(state: State) -> None:
