@@ -18,6 +18,7 @@ from worker import metrics, traces
 from worker.dispatch import Dispatcher
 from worker.journal import Letter, Row
 from worker.shard import Entry, Shard
+from worker.state import shard_of
 
 A_TURN = 32  # events; then what came back meanwhile is seen to
 MOST_UNROUTED = 1_024  # events of 8 KB each
@@ -51,6 +52,8 @@ class Router:
         """Decode entries, and ask which are not the first of their event."""
         self.progressed = time.monotonic()
         read = [(shard, self._decoded(shard, entries)) for shard, entries in arrived]
+        for shard, found in read:
+            await self._move_strays(shard, found)
         repeated = await self._repeated(read)
         return [(*one, ids) for one, ids in zip(read, repeated, strict=True)]
 
@@ -96,6 +99,18 @@ class Router:
             else:
                 found.append((entry_id, accepted, raw, event))
         return found
+
+    async def _move_strays(self, shard: Shard, found: list[_Read]) -> None:
+        """Move on what belongs to another shard: a pipeline has one, with its lane and its order.
+
+        A producer reckoned wrongly, or `ONWARD_SHARDS` was changed.
+        """
+        count, here = self.settings.shards, shard.keys.shard
+        homes = [shard_of(event.project_id, count) for *_, event in found]
+        strays = [(read[0], home) for read, home in zip(found, homes, strict=True) if home != here]
+        if strays:
+            await self.state.move(shard.keys.intake, strays)
+            found[:] = [read for read, home in zip(found, homes, strict=True) if home == here]
 
     async def _repeated(self, read: Sequence[tuple[Shard, list[_Read]]]) -> Sequence[set[bytes]]:
         if not self.settings.dedupe_seconds:

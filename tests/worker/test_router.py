@@ -15,7 +15,7 @@ from worker.router import MOST_NAMED, MOST_UNROUTED, Router
 from worker.sample import events
 from worker.settings import load_settings
 from worker.shard import Shard
-from worker.state import Keys
+from worker.state import Keys, shard_of
 from worker.store.projects import create_project
 
 Known = dict[tuple[str, str], tuple[Any, ...]]
@@ -50,7 +50,7 @@ def offered() -> list[str]:
 @pytest.fixture
 def router(directory: Directory, offered: list[str]) -> Router:
     dispatcher: Any = SimpleNamespace(
-        settings=load_settings({}, dedupe_seconds=0),
+        settings=load_settings({}, dedupe_seconds=0, shards=1),
         directory=directory,
         state=None,
         clock=None,
@@ -372,3 +372,28 @@ def test_what_is_published_after_new_settings_goes_by_them(tmp_path: Path) -> No
             eventually(partial(delivered, stack, hook, number + 1), 30)
         taken = [len(stack.taken("webhooks", f"n{number}.example")) for number in range(5)]
         assert taken == [1] * 5
+
+
+async def test_what_was_put_into_another_shards_intake_is_moved_on(
+    directory: Directory, offered: list[str]
+) -> None:
+    """There its integration would have a second lane, and what waits in the first is forgotten."""
+    moved: list[Any] = []
+
+    async def move(stream: str, strays: Any) -> None:
+        moved.append((stream, strays))
+
+    dispatcher: Any = SimpleNamespace(
+        settings=load_settings({}, dedupe_seconds=0),
+        directory=directory,
+        state=SimpleNamespace(move=move),
+        clock=None,
+        offer=lambda _shard, _entry, _integration, event, _raw: offered.append(event.id),
+    )
+    become_known(directory)
+    home, other = shard_of("prj_a", 32), shard_of("prj_a", 32) - 1
+    arrived = entries(2)
+    at_home, stray = Shard(Keys(home), opening=False), Shard(Keys(other), opening=False)
+    await Router(dispatcher).accept([(stray, arrived[:1]), (at_home, arrived[1:])])
+    assert moved == [(stray.keys.intake, [(arrived[0][0], home)])]
+    assert (len(offered), len(at_home.entries), stray.entries) == (1, 1, {})
