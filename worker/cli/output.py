@@ -104,10 +104,11 @@ def print_table(
 ) -> None:
     """Print a table that fits the width, with nothing cut off; `empty` where there are no rows.
 
-    On a terminal times are without their year.
+    On a terminal times are without their year; one that is too narrow breaks the lines itself.
     """
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only where a table is shown
     from rich.console import Console  # noqa: PLC0415
+    from rich.measure import Measurement  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -124,7 +125,10 @@ def print_table(
         table.add_column(name, overflow="fold", no_wrap=whole)
     for row in cells:
         table.add_row(*map(Text, row))
-    Console(highlight=False, width=width).print(table)
+    console = Console(highlight=False, width=width)
+    least = Measurement.get(console, console.options.update(max_width=PIPED_WIDTH), table).minimum
+    console.width = max(console.width, least)
+    console.print(table)
 
 
 def short(text: str | None) -> str:
@@ -133,11 +137,23 @@ def short(text: str | None) -> str:
 
 
 def print_markdown(text: str) -> None:
-    """Print Markdown, laid out for the width."""
-    from rich.console import Console  # noqa: PLC0415  only where it is shown
-    from rich.markdown import Markdown  # noqa: PLC0415
+    """Print Markdown, laid out for the width, with nothing cut off."""
+    from rich.console import Console, ConsoleOptions, RenderResult  # noqa: PLC0415  only where shown
+    from rich.markdown import Markdown, TableElement  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
 
-    Console(highlight=False).print(Markdown(text))
+    class Folded(TableElement):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for table in super().__rich_console__(console, options):
+                assert isinstance(table, Table)  # noqa: S101  it yields that one
+                for column in table.columns:
+                    column.overflow = "fold"  # a setting's name is worth nothing in part
+                yield table
+
+    class Whole(Markdown):
+        elements = {**Markdown.elements, "table_open": Folded}  # noqa: RUF012  as there
+
+    Console(highlight=False).print(Whole(text))
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import typer.main
 
 from tests.worker.cli.run import run
 from worker.cli import app
-from worker.cli.output import failure_of, print_fields, print_table
+from worker.cli.output import failure_of, print_fields, print_markdown, print_table
 
 HEAVY = ("pydantic", "redis", "sqlalchemy", "fastapi", "celery", "uvicorn", "rich", "httpx")
 OTHERS = ("httpx", "rich", "pygments", "jwt", "alembic", "click_repl", "prompt_toolkit", "pyarrow")
@@ -83,6 +83,25 @@ def test_an_environment_that_will_not_do_is_named(
     ran = run(capsys, "projects", "list")
     assert ran.code == 1
     assert "ONWARD_RETRY_THRESHOLD" in ran.err
+
+
+def test_nothing_is_cut_off_where_the_terminal_is_narrow(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an id names another one."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "dumb")
+    print_table(("id", "title", "accepted"), [("c9VdLs3H", "Our own backend", "1,234,567")])
+    out = capsys.readouterr().out
+    assert all(whole in out for whole in ("c9VdLs3H", "1,234,567", "title", "accepted"))
+
+    print_markdown("| key | what |\n| --- | --- |\n| `previous_signing_secret` | Signs too |")
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "previous_signing_secret" in "".join(
+        line.split()[0] for line in out.splitlines() if line.strip()
+    )
 
 
 def test_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
