@@ -31,6 +31,7 @@ TASK_LIMIT_SECONDS = 300  # the pool kills a child beyond it
 VISIBILITY_SECONDS = 360  # Redis hands a hint out again after it
 STATE_FILE = "onward.json"
 PREFIX = "ONWARD_"
+DATABASES = {"sqlite", "postgresql", "postgres"}
 
 
 class InvalidEnvironment(ValueError):
@@ -119,6 +120,32 @@ class WorkerSettings(BaseModel):
         sentinels_of(url)
         return url
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_redis(cls, url: str) -> str:
+        if sentinels_of(url) is None and not _reaches_a_server(url):
+            raise ValueError(
+                "must be redis://USER:PASSWORD@HOST:PORT/DATABASE, "
+                "with %2F for / in a password, %23 for # and so on"
+            )
+        return url
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_database(cls, url: str) -> str:
+        scheme, given, _ = url.partition("://")
+        if not given or scheme.partition("+")[0] not in DATABASES:
+            raise ValueError("must be postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE")
+        return url
+
+    @field_validator("upstream", "notify_url")
+    @classmethod
+    def _is_of_the_web(cls, url: str | SecretStr | None) -> str | SecretStr | None:
+        text = url.get_secret_value() if isinstance(url, SecretStr) else url
+        if text and not (urlsplit(text).scheme in {"http", "https"} and urlsplit(text).hostname):
+            raise ValueError("must be a URL that begins with http:// or https://")
+        return url
+
     @model_validator(mode="after")
     def _times_nest(self) -> "WorkerSettings":
         if not SLICE_SECONDS + self.attempt_timeout < TASK_LIMIT_SECONDS < VISIBILITY_SECONDS:
@@ -132,6 +159,14 @@ class WorkerSettings(BaseModel):
 
 
 _FIELDS = WorkerSettings.model_fields
+
+
+def _reaches_a_server(url: str) -> bool:
+    """Whether that is a URL of the client's; nothing of it is repeated: it may hold a password."""
+    try:
+        return urlsplit(url).scheme in {"redis", "rediss", "unix"} and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def _other_database(redis_url: str) -> str:

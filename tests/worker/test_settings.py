@@ -43,6 +43,12 @@ def test_sentinels_have_a_broker_too() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "why"),
     [
+        ("ONWARD_REDIS_URL", "127.0.0.1:6379", "redis://"),
+        ("ONWARD_REDIS_URL", "redis://:p4ss/word@a:6379/0", "%2F for / in a password"),
+        ("ONWARD_DATABASE_URL", "mysql://a/b", "postgresql://"),
+        ("ONWARD_DATABASE_URL", "var/onward.db", "sqlite:///FILE"),
+        ("ONWARD_UPSTREAM", "127.0.0.1:9000", "http://"),
+        ("ONWARD_NOTIFY_URL", "https:/hooks.example.com", "https://"),
         ("ONWARD_REDIS_URL", "sentinel://a:26379/0", "name=NAME"),
         ("ONWARD_REDIS_URL", "sentinel://?name=onward", "sentinel://HOST"),
         ("ONWARD_BROKER_URL", "sentinel://a:port/1?name=onward", "port"),
