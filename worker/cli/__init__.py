@@ -1,10 +1,12 @@
 """The command line: `onward`, one module per noun. Modules import late, so that help is quick."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -83,6 +85,8 @@ app.command(rich_help_panel=TRY, epilog="onward sandbox --port 9000")(sandbox.sa
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a failure is one clear line on stderr and exit status 1 or 2."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stdin is None:  # closed, as `<&-` or some supervisors do
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  to the end
     try:
         app(given)
     except Exception as error:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +84,27 @@ def test_an_environment_that_will_not_do_is_named(
     ran = run(capsys, "projects", "list")
     assert ran.code == 1
     assert "ONWARD_RETRY_THRESHOLD" in ran.err
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONWARD_DATA_DIR", str(tmp_path / "file" / "var"))
+    monkeypatch.delenv("ONWARD_DATABASE_URL", raising=False)
+    ran = run(capsys, "projects", "list")
+    assert (ran.code, ran.out) == (1, "")
+    assert "check the data folder" in ran.err
+    assert f"Not a directory: '{tmp_path / 'file' / 'var'}'" in ran.err
+
+
+def test_a_closed_standard_input_is_an_empty_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    ran = run(capsys, "preview", "slack", "--settings", "-", "--events", "-")
+    sys.stdin.close()
+    assert ran.err.startswith("onward: - is not JSON")
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(
