@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from worker import lane
 from worker.audit import NOBODY
 from worker.clock import next_attempt, time_of
 from worker.journal import PAGE, Row, unpack
@@ -142,18 +143,28 @@ def _in_intake(redis: Any, stream: str, event_id: str) -> Iterator[Place]:
 
 
 def _in_lane(redis: Any, keys: Keys, integration_id: str, event_id: str) -> Iterator[Place]:
-    for _, fields in _entries(redis, keys.lane(integration_id)):
+    for lane_id, fields in _entries(redis, keys.lane(integration_id)):
         seen = _read(fields[b"e"], event_id)
         if seen:
             at = time_of(int(fields[b"t"]))
-            due = redis.zscore(keys.due, integration_id)
-            until = next_attempt(due, redis.time()[0] * 1000)
-            why = (
-                f"its pipeline waits until {until:%F %T}Z"
-                if until
-                else f"in its lane, sent in its turn: see onward integrations show {integration_id}"
-            )
+            why = _why_in_lane(redis, keys, integration_id, lane_id)
             yield Place(integration_id, seen.project_id, seen.platform, at, why)
+
+
+def _why_in_lane(redis: Any, keys: Keys, integration_id: str, lane_id: bytes) -> str:
+    now = redis.time()[0] * 1000
+    kept = redis.hget(keys.tries(integration_id), lane_id)
+    tried = msgspec.msgpack.decode(kept, type=lane.Tried) if kept else lane.Tried()
+    if until := next_attempt(tried.due, now):
+        times = f"{tried.attempts} attempts" if tried.attempts > 1 else "one attempt"
+        return f"after {times} it waits by itself until {_clock(until)}; others do not"
+    if until := next_attempt(redis.zscore(keys.due, integration_id), now):
+        return f"its pipeline waits until {_clock(until)}"
+    return f"in its lane, sent in its turn: see onward integrations show {integration_id}"
+
+
+def _clock(at: datetime) -> str:
+    return f"{at:%F %T}Z"
 
 
 def _read(raw: bytes, event_id: str) -> _Seen | None:

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from tests.worker.cli.run import Ran, run
 from worker.journal import PAGE, Page, Row, pack
+from worker.lane import Tried
 from worker.settings import load_settings
 from worker.state import OWNERS, Keys, shard_of
 from worker.store import integrations, projects
@@ -196,6 +198,21 @@ def test_why_tells_where_an_event_went_and_why_not_elsewhere(
     text = onward("why", "evt-1").out
     for part in (went, "held", f"deadletters show {number}", "takes Android"):
         assert part in text
+
+
+def test_why_tells_what_an_event_waits_for(
+    onward: Command, make: Callable[..., str], redis: Redis
+) -> None:
+    one = make()
+    waits(redis, one)
+    assert "sent in its turn" in onward("why", "evt-1").out
+    redis.zadd(KEYS.due, {one: 4_102_444_800_000})
+    assert "its pipeline waits until 2100-01-01 00:00:00Z" in onward("why", "evt-1").out
+    ((lane_id, _),) = cast("Any", redis.xrange(KEYS.lane(one)))
+    tried = msgspec.msgpack.encode(Tried(attempts=3, due=4_102_448_400_000))
+    redis.hset(KEYS.tries(one), lane_id, tried)
+    told = onward("why", "evt-1").out
+    assert "after 3 attempts it waits by itself until 2100-01-01 01:00:00Z" in told
 
 
 def test_why_knows_a_malformed_event(
