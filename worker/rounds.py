@@ -65,7 +65,8 @@ class Rounds:
         before, pipeline.health = pipeline.health, health
         if verdict == "suspend":
             told = f"{health.rejections} events rejected in a row, none delivered between"
-            self.suspend(pipeline, "rejected", told)
+            if not pipeline.held:  # what was in flight with the last one is rejected, too
+                self.suspend(pipeline, "rejected", told)
             return
         self._tell_if_nearing(pipeline, before, "")
         if round_.delivered or round_.rejected:

@@ -119,6 +119,24 @@ async def test_rounds_that_fail_together_share_a_look_at_the_others(
     assert all(pipeline.health.failures == 1 and pipeline.due for pipeline in others)
 
 
+def test_what_is_rejected_after_the_last_one_suspends_no_second_time(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in flight with that one; each would count as a failed round, and be logged."""
+    told: list[str] = []
+
+    def suspend(pipeline: Pipeline, _reason: str, message: str) -> None:
+        pipeline.suspended_epoch = pipeline.integration.epoch
+        told.append(message)
+
+    monkeypatch.setattr(dispatcher.rounds, "suspend", suspend)
+    monkeypatch.setattr(dispatcher.rounds, "_tell_if_nearing", lambda *_: None)
+    rejecting = failed(1)
+    for _ in range(25):
+        dispatcher.rounds.went_well(rejecting, Round(rejected=1))
+    assert told == ["20 events rejected in a row, none delivered between"]
+
+
 async def test_a_round_ends_though_how_others_fare_cannot_be_read(
     dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
