@@ -36,6 +36,9 @@ def publish(
     try:
         with _opened(file) as stream:
             _publish(stream, file, count)
+    except KeyboardInterrupt:
+        note(f"Stopped: {count.published:,} published, or some more; it may be published again")
+        raise
     except Exception:
         if count.published:
             note(f"{count.published:,} published, and then:")

@@ -100,6 +100,26 @@ def test_refuses_when_redis_is_nearly_full(
     assert intake(redis) == []
 
 
+def test_tells_how_many_are_published_when_it_is_stopped(
+    redis: Redis,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "events.ndjson"
+    file.write_text(lines(*({**EVENT, "id": f"evt-{number}"} for number in range(501))))
+
+    def interrupted(raw: bytes, _now: int) -> None:
+        if b"evt-500" in raw:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("providers.kit.decode.decode", interrupted)
+    ran = run(capsys, "publish", file)
+    assert ran.code == 130
+    assert ran.err.startswith("Stopped: 500 published")
+    assert len(intake(redis)) == 500
+
+
 def test_says_what_to_do_where_redis_does_not_answer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
