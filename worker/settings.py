@@ -217,12 +217,20 @@ def _field(variable: str) -> str:
 
 def _running(data_dir: Path) -> dict[str, Any]:
     """Return what a running `onward up` wrote of itself; empty where none runs."""
+    state = _state(data_dir)
+    return {key: state[key] for key in WorkerSettings.model_fields.keys() & state.keys()}
+
+
+def has_own_keys(data_dir: Path) -> bool:
+    """Whether the `onward up` that runs there was given `ONWARD_SECRET_KEYS`."""
+    return bool(_state(data_dir).get("own_keys"))
+
+
+def _state(data_dir: Path) -> dict[str, Any]:
     try:
-        state = json.loads((data_dir / STATE_FILE).read_text())
-    except (OSError, ValueError):
+        return dict(json.loads((data_dir / STATE_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
         return {}
-    kept = WorkerSettings.model_fields.keys() & state.keys()
-    return {key: state[key] for key in kept}
 
 
 def write_state(data_dir: Path, **state: Any) -> None:

@@ -100,6 +100,7 @@ def up(
             broker_url=settings.broker_url,
             database_url=settings.database_url,
             allow_private_upstreams=settings.allow_private_upstreams,
+            own_keys=settings.secret_keys is not None,
             pid=os.getpid(),
             api_url=f"http://127.0.0.1:{port}",
         )

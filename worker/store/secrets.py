@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from worker.settings import WorkerSettings
+from worker.settings import InvalidEnvironment, WorkerSettings, has_own_keys
 from worker.store.errors import Corrupt, UnknownKey
 
 KEY_BYTES = 32
@@ -122,7 +122,15 @@ def _made_once(path: Path, text: str) -> str:
 
 
 def keyring_of(settings: WorkerSettings) -> KeyRing:
-    """Return the ring of `ONWARD_SECRET_KEYS`; without it, of the key in the data folder."""
+    """Return the ring of `ONWARD_SECRET_KEYS`; without it, of the key in the data folder.
+
+    Raises:
+        InvalidEnvironment: the service of that folder has keys, and could not open what we save.
+    """
     if settings.secret_keys is not None:
         return KeyRing.of(settings.secret_keys.get_secret_value())
+    if has_own_keys(settings.data_dir):
+        raise InvalidEnvironment(
+            "ONWARD_SECRET_KEYS: the service that runs here has it; set it too"
+        )
     return KeyRing.of(embedded_key(settings.data_dir))

@@ -5,9 +5,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
-from worker.settings import WorkerSettings
+from worker.settings import InvalidEnvironment, WorkerSettings, write_state
 from worker.store.database import reading
 from worker.store.errors import Corrupt, UnknownKey
 from worker.store.integrations import get
@@ -78,6 +79,18 @@ def test_the_embedded_key_is_made_once_and_private(tmp_path: Path) -> None:
     assert keyring_of(WorkerSettings(data_dir=folder)).newest == KeyRing.of(first).newest
     given = WorkerSettings.model_validate({"data_dir": folder, "secret_keys": NEW})
     assert keyring_of(given).newest == KeyRing.of(NEW).newest
+
+
+def test_keys_of_the_service_are_asked_for(tmp_path: Path) -> None:
+    """It could not open what is encrypted with a key of ours, and would suspend the pipeline."""
+    write_state(tmp_path, own_keys=True)
+    with pytest.raises(InvalidEnvironment, match="ONWARD_SECRET_KEYS"):
+        keyring_of(WorkerSettings(data_dir=tmp_path))
+    assert not (tmp_path / "secret.key").exists()
+    given = WorkerSettings(data_dir=tmp_path, secret_keys=SecretStr(OLD))
+    assert keyring_of(given).encrypt("x", "i1")
+    write_state(tmp_path, own_keys=False)
+    assert keyring_of(WorkerSettings(data_dir=tmp_path)).encrypt("x", "i1")
 
 
 def test_the_admin_key_is_made_once_and_private(tmp_path: Path) -> None:
