@@ -186,6 +186,9 @@ class Dispatcher:
             return
         if pipeline.held or pipeline.closed:
             return
+        if pipeline.integration.fault:  # and events wait since before it was
+            self.rounds.suspend(pipeline, "settings", pipeline.integration.fault)
+            return
         now = self.clock.now_ms()
         if pipeline.integration.limits.whole_batches and self._gathering(pipeline, now):
             return

@@ -87,10 +87,23 @@ def test_who_must_wait_has_no_share(dispatcher: Dispatcher) -> None:
     assert not dispatcher._active
 
 
+def test_what_waits_is_not_sent_with_settings_that_will_not_do(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody opens them, say, since the service was started again without their key."""
+    suspended: list[Any] = []
+    monkeypatch.setattr(dispatcher.rounds, "suspend", lambda *why: suspended.append(why))
+    waits = failed(0)
+    waits.lane_len, waits.closed = 1, False
+    waits.integration.fault = "no key opens its settings"  # type: ignore[misc]
+    Dispatcher.pump(dispatcher, waits)
+    assert suspended == [(waits, "settings", "no key opens its settings")]
+
+
 def failed(number: int) -> Pipeline:
     integration: Any = SimpleNamespace(
         id=f"i{number}", project_id=f"p{number}", slug="webhooks", active=1, epoch=0, ordered=True,
-        limits=Limits(), policy=policy_of(load_settings({}), None),
+        limits=Limits(), policy=policy_of(load_settings({}), None), fault="",
     )  # fmt: skip
     made = Pipeline(integration, Shard(Keys(0)))
     made.closed, made.round = True, Round(failed=True)
