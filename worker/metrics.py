@@ -1,6 +1,7 @@
 """Every metric, in one place. Labels are slugs and short words, never an id.
 
-Under several processes the values are files in `PROMETHEUS_MULTIPROC_DIR`, added up when scraped.
+Under several processes the values are files in `PROMETHEUS_MULTIPROC_DIR`, added up when scraped:
+it must be set before this is imported.
 """
 
 import os
@@ -193,12 +194,6 @@ def registry() -> CollectorRegistry:
 def exposition() -> bytes:
     """Return the metrics as Prometheus reads them."""
     return generate_latest(registry())
-
-
-def prepare(folder: Path) -> None:
-    """Make `folder` the place of the values; call before any process forks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 
 def serve(port: int, host: str) -> None:

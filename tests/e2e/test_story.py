@@ -3,11 +3,13 @@
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.stack import Stack, end, eventually
+from tests.stack import Stack, end, eventually, free_port
 from worker.sample import events
 from worker.sandbox.upstreams import webhooks
+from worker.supervisor import Part, onward
 
 pytestmark = pytest.mark.processes
 
@@ -74,3 +76,21 @@ def test_server_errors_back_off_and_recover_without_loss(tmp_path: Path) -> None
         eventually(lambda: len(stack.taken()) == 200, why="all arrive")
         eventually(stack.settled, why="all recorded")
         assert stack.recorded(hook) == {"delivered": 200}
+
+
+def test_a_worker_that_is_given_no_folder_shows_its_metrics(tmp_path: Path) -> None:
+    with Stack(tmp_path / "s") as stack:
+        port = free_port()
+        environment = {**stack.environment, "ONWARD_METRICS_PORT": str(port)}
+        part = Part("plain", onward("worker"), {**environment, "TMPDIR": str(tmp_path)})
+        hook = stack.integration()
+        stack.start(part)
+        stack.publish(events(10, project="prj_test"))
+        eventually(lambda: stack.recorded(hook) == {"delivered": 10}, why="all recorded")
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert 'onward_events_total{kind="accepted"} 10.0' in answer
+        assert [*tmp_path.glob("onward-metrics-*")]
+        assert part.process is not None
+        part.process.terminate()
+        part.process.wait(60)
+        assert not [*tmp_path.glob("onward-metrics-*")], "it leaves nothing"

@@ -232,14 +232,9 @@ def _free(port: int) -> int:
 
 def worker() -> None:
     """Run one worker: a Celery worker with a child per core that drains."""
-    import tempfile  # noqa: PLC0415  quick --help
-
-    from worker import logs, metrics  # noqa: PLC0415
+    _count_in_files()  # or the client, once imported, counts in each process's own memory
+    from worker import app, logs, metrics  # noqa: PLC0415  app: shared memory children inherit
     from worker.checks import wait_and_check  # noqa: PLC0415
-
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        metrics.prepare(Path(tempfile.mkdtemp(prefix="onward-metrics-")))
-    from worker import app  # noqa: PLC0415  makes the shared memory that children inherit
 
     _import_before_fork()
     settings = app.settings()
@@ -266,6 +261,17 @@ def worker() -> None:
     )
     running.start()
     raise typer.Exit(running.exitcode or 0)
+
+
+def _count_in_files() -> None:
+    """Make a folder for what the worker's processes count, if none is given; gone at its end."""
+    import atexit  # noqa: PLC0415  quick --help
+    import shutil  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="onward-metrics-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # children end without
 
 
 def _import_before_fork() -> None:
