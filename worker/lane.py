@@ -94,7 +94,7 @@ async def read(redis: Any, pipeline: Pipeline, now_ms: float, room: int = PAGE) 
             pipeline.wait(lane_id, delivery.due, delivery.user)
             pipeline.passed_over = True
             continue
-        if delivery.user and delivery.user in pipeline.blocked:
+        if pipeline.comes_later(delivery.user, lane_id):
             pipeline.passed_over = True
             continue
         pipeline.live.add(lane_id)

@@ -4,7 +4,7 @@ No I/O: `drain.py` sends and commits, `lane.py` reads what waits in Redis.
 """
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,7 +116,8 @@ class Pipeline:
     looks: int = 0  # at the lane, under way
     placing: set[Delivery] = field(default_factory=set)  # sent, and their lane ids not yet known
     waiting: dict[bytes, tuple[int, str]] = field(default_factory=dict)  # lane id: (due, user)
-    blocked: Counter[str] = field(default_factory=Counter)  # users with a waiting event
+    blocked: dict[str, list[bytes]] = field(default_factory=dict)  # user: lane ids that wait; b"":
+    # one whose place is not known yet
     cursor: bytes = b"-"
     exhausted: bool = False  # nothing more to read until something changes
     passed_over: bool = False  # events behind the cursor wait for others
@@ -311,23 +312,28 @@ class Pipeline:
 
     def wait(self, lane_id: bytes, due: int, user: str) -> None:
         """Let one lane entry wait for itself; its user's later events wait with it."""
+        self.unwait(lane_id)
         self.waiting[lane_id] = (due, user)
         if user:
-            self.block(user)
+            self.block(user, lane_id)
 
-    def block(self, user: str) -> None:
-        """Let nothing of a user go; what was read of theirs is read again."""
-        self.blocked[user] += 1
+    def block(self, user: str, lane_id: bytes = b"") -> None:
+        """Let nothing of a user go that is later; what was read of theirs is read again."""
+        self.blocked.setdefault(user, []).append(lane_id)
         for delivery in [d for d in self.buffer if d.user == user and d.lane_id]:
             self.buffer.remove(delivery)
             self.live.discard(delivery.lane_id or b"")
             self.passed_over = True
 
-    def unblock(self, user: str) -> None:
+    def unblock(self, user: str, lane_id: bytes = b"") -> None:
         """End one of a user's waits."""
-        self.blocked[user] -= 1
+        self.blocked[user].remove(lane_id)
         if not self.blocked[user]:
             del self.blocked[user]
+
+    def comes_later(self, user: str, lane_id: bytes) -> bool:
+        """Whether an earlier event of the user waits."""
+        return any(_place(other) < _place(lane_id) for other in self.blocked.get(user, ()))
 
     def withdraw(self, user: str) -> list[Delivery]:
         """Return a user's queued fresh deliveries in order, and forget them."""
@@ -341,4 +347,9 @@ class Pipeline:
         """End the wait of a lane entry, if it had one."""
         _, user = self.waiting.pop(lane_id, (0, ""))
         if user:
-            self.unblock(user)
+            self.unblock(user, lane_id)
+
+
+def _place(lane_id: bytes) -> tuple[int, ...]:
+    """Return what lane ids are in the order of; b"" comes first."""
+    return tuple(map(int, lane_id.split(b"-"))) if lane_id else ()
