@@ -220,7 +220,8 @@ class Dispatcher:
                 continue
             if not pipeline.buffer and self._lingers(pipeline):
                 return
-            batch = pipeline.take(limits.events, limits.bytes)
+            most = 1 if pipeline.probing and not limits.whole_batches else limits.events
+            batch = pipeline.take(most, limits.bytes)
             if not batch:
                 break
             self._start(pipeline, batch)
@@ -328,7 +329,7 @@ class Dispatcher:
             return
         finally:
             pipeline.reading = False
-        if pipeline.buffer or not pipeline.exhausted:
+        if pipeline.buffer or pipeline.size or not pipeline.exhausted:
             self.pump(pipeline)
         elif pipeline.probing and pipeline.lane_len == 0:
             pipeline.probing = False

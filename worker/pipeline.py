@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from worker.shard import Entry, Shard
 
 FIRST_RAMP = 1
+APART = 2  # failures while others were taken: then no neighbour is to fail with it
 
 
 class Delivery(msgspec.Struct, eq=False):
@@ -65,11 +66,15 @@ class _Batch:
     def __init__(self, most: int, largest: int) -> None:
         self.members: list[Delivery] = []
         self._most, self._room = most, largest
-        self._kind = 0, ""
+        self._kind: tuple[int, str, Delivery | None] = 0, "", None
 
     def takes(self, delivery: Delivery) -> bool:
-        """Add the delivery if it may share the batch: those of one step and note do."""
-        size, kind = len(delivery.raw), (delivery.step, delivery.note)
+        """Add the delivery if it may share the batch.
+
+        Those of one step and note do; but for what failed again while others were taken.
+        """
+        size = len(delivery.raw)
+        kind = delivery.step, delivery.note, delivery if delivery.alone >= APART else None
         if not self.members:
             self._kind = kind
         elif kind != self._kind or size > self._room or len(self.members) >= self._most:
@@ -171,8 +176,8 @@ class Pipeline:
     def take(self, most: int, largest: int) -> list[Delivery]:
         """Return the next batch: at most `most` deliveries of about `largest` bytes, in order.
 
-        Deliveries of a user with something in flight stay; those with other steps done or another
-        note than the first need requests of their own.
+        Deliveries of a user with something in flight stay, and those that need requests of their
+        own.
         """
         batch = _Batch(most, largest)
         if self.buffer:
@@ -216,7 +221,7 @@ class Pipeline:
         self.buffer.extendleft(reversed(kept))
 
     def _least_tried(self) -> int:
-        """How often the least tried was sent of those that are first of their user.
+        """How often the least tried was sent, of those that are first of their user.
 
         A probe is none that was sent more often, for that may fail for itself.
         """

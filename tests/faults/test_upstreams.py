@@ -265,18 +265,19 @@ def test_a_poisoned_batch(scene: Make) -> None:
 
 
 @pytest.mark.row("E", "one event keeps failing: it alone is given up, the pipeline works")
-def test_one_event_fails_for_itself(scene: Make) -> None:
-    with scene({"ONWARD_EVENT_ATTEMPTS": "5"}) as s:
-        hook = s.hook("a")
-        (bad,) = s.events(1)
-        bad["product_id"] = POISON
-        s.fault("fail", slug="webhooks", status=500, match=POISON)
-        s.publish([bad])
+@pytest.mark.parametrize("slug", ["webhooks", "amplitude"])
+def test_one_event_fails_for_itself(scene: Make, slug: str) -> None:
+    """Its neighbours in a batch are not given up with it."""
+    with scene({"ONWARD_EVENT_ATTEMPTS": "6"}) as s:
+        made = s.hook("a") if slug == "webhooks" else s.other(slug)
+        bad = s.events(30)
+        bad[7]["product_id"] = POISON
+        s.fault("fail", slug=slug, status=500, match=POISON)
+        s.publish(bad)
         s.worker()
-        failing(s)
         with s.load(rate=20):
             eventually(lambda: s.letters() == ["exhausted"], 60, "it is given up")
         (accounts,) = s.check(ordered=True).values()
         assert accounts.count("rejected") == 1
         assert accounts.count("delivered") == len(s.sent[PROJECT]) - 1
-        assert s.state(hook).active == 1
+        assert s.state(made).active == 1

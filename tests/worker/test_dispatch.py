@@ -11,7 +11,7 @@ from fakeredis import FakeAsyncRedis
 
 from providers.kit import Limits, Retry
 from tests.worker.test_pipeline import delivery_of
-from worker import incidents
+from worker import incidents, lane
 from worker.clock import StoreClock
 from worker.dispatch import PATIENCE_SECONDS, Dispatcher
 from worker.pipeline import Landed, Pipeline
@@ -237,3 +237,23 @@ def test_where_memory_is_full_a_batch_waits_for_no_more_events(
     assert (pumped, dispatcher._lingers(gathers)) == ([gathers], False)
     dispatcher.full = False
     assert dispatcher._lingers(gathers)
+
+
+async def test_a_lane_in_which_all_wait_keeps_no_fresh_event(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was gathering in memory would never be sent: its timer is over."""
+    pumped: list[Pipeline] = []
+
+    async def read(_redis: Any, pipeline: Pipeline, *_: Any) -> None:
+        pipeline.exhausted = True
+
+    monkeypatch.setattr(lane, "read", read)
+    monkeypatch.setattr(dispatcher, "pump", pumped.append)
+    monkeypatch.setattr(dispatcher, "state", SimpleNamespace(redis=None))
+    gathers = queued(time.monotonic())
+    await dispatcher._read(gathers)
+    assert pumped == [gathers]
+    gathers.empty()
+    await dispatcher._read(gathers)
+    assert pumped == [gathers]

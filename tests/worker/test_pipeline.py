@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from providers.kit import Event
-from worker.pipeline import Delivery, Pipeline
+from worker.pipeline import APART, Delivery, Pipeline
 from worker.shard import Shard
 from worker.state import Keys
 
@@ -78,11 +78,12 @@ class Traffic(RuleBasedStateMachine):
         user=st.sampled_from(WAITING),
         size=st.integers(1, 40),
         step=st.sampled_from([0, 0, 0, 1]),
-        note=st.sampled_from(["", "", "", "alone"]),
+        note=st.sampled_from(["", "", "", "token"]),
+        alone=st.sampled_from([0, 0, 1, APART]),
     )
-    def read_from_lane(self, user: str, size: int, step: int, note: str) -> None:
+    def read_from_lane(self, user: str, size: int, **more: Any) -> None:
         lane_id = b"%d-0" % len(self.numbers)
-        made = delivery_of(self.pipeline, user, b"x" * size, lane_id=lane_id, step=step, note=note)
+        made = delivery_of(self.pipeline, user, b"x" * size, lane_id=lane_id, **more)
         self.pipeline.live.add(lane_id)
         self.pipeline.buffer.append(self._came(made, self.read))
 
@@ -94,6 +95,7 @@ class Traffic(RuleBasedStateMachine):
         assert len(batch) <= most
         assert len(batch) == 1 or sum(len(taken.raw) for taken in batch) <= largest
         assert len({(taken.step, taken.note) for taken in batch}) <= 1
+        assert len(batch) == 1 or all(taken.alone < APART for taken in batch)
         busy = {taken.user for flight in self.flying for taken in flight} - {""}
         for taken in batch:
             assert taken.user not in busy
@@ -302,6 +304,28 @@ def test_only_the_user_of_a_waiting_entry_waits() -> None:
     pipeline.unwait(b"2-0")
     pipeline.lane_len = 0
     assert not pipeline.lane_first("ann")
+
+
+def test_only_what_is_later_waits_with_an_event() -> None:
+    """Of two of a user that wait, the first goes when it is due, though the other is not yet."""
+    pipeline = pipeline_of()
+    pipeline.wait(b"1-9", 900, "ann")
+    pipeline.wait(b"1-10", 950, "ann")
+    pipeline.unwait(b"1-9")
+    assert not pipeline.comes_later("ann", b"1-9")
+    assert pipeline.comes_later("ann", b"1-11")
+    assert not pipeline.comes_later("bob", b"1-11")
+    assert not pipeline.comes_later("", b"1-11")
+    pipeline.block("bob")  # by one that is just being put into the lane
+    assert pipeline.comes_later("bob", b"0-1")
+
+
+def test_an_event_that_waits_again_waits_once() -> None:
+    pipeline = pipeline_of()
+    for due in (900, 950):
+        pipeline.wait(b"1-0", due, "ann")
+    pipeline.unwait(b"1-0")
+    assert not pipeline.blocked
 
 
 def test_an_entry_without_user_waits_alone() -> None:
