@@ -134,10 +134,7 @@ def notes_of(events: Sequence[Event], context: Context) -> dict[str, int]:
 
 
 def thrice_at_most(request: Request, outcome: Outcome) -> Outcome:
-    """Return `outcome`; of an object that arrives damaged, another try at once, and no fourth.
-
-    At once, for a batch whose events wait with a note falls apart into other objects.
-    """
+    """Return `outcome`; of an object that arrives damaged, another try at once, and no fourth."""
     if not isinstance(outcome, Retry) or outcome.reason != "bad_digest":
         return outcome
     if THIRD_TRY in request.refs:
