@@ -27,7 +27,7 @@ from worker.dispatch import Dispatcher
 from worker.reader import IDLE_SECONDS, Reader
 from worker.router import Router
 from worker.settings import WorkerSettings
-from worker.shard import Shard
+from worker.shard import Shard, queued
 from worker.state import GROUP, LEASE_MS, Keys, State
 from worker.takeover import Takeover
 from worker.transport import Transport
@@ -244,7 +244,7 @@ class Drain:
     @property
     def queued(self) -> int:
         """Fresh deliveries in memory that are not in flight."""
-        return sum(shard.queued for shard in self.shards.values())
+        return queued(self.shards.values())
 
     async def _flush(self) -> None:
         """Commit what has settled; then rest, until there is much again."""

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from providers.kit.decode import InvalidEvent, decode
 from worker.committer import Committer
 from worker.router import Looked, Router
-from worker.shard import Shard
+from worker.shard import Shard, queued
 from worker.state import GROUP, UNSHARDED, shard_of
 
 log = logging.getLogger(__name__)
@@ -125,9 +125,9 @@ class Reader:
         So what waits for slow upstreams keeps nobody waiting but in its own shard.
         """
         dispatcher = self.router.dispatcher
-        if _queued(held) >= BUFFER:
+        if queued(held.values()) >= BUFFER:
             dispatcher.hurry()
-        dispatcher.full = _queued(held) >= BUFFER
+        dispatcher.full = queued(held.values()) >= BUFFER
         room = BUFFER // len(held) if dispatcher.full else math.inf
         # not one that could be committed again just now, and has not looked yet
         return [s for s in held.values() if s.reads and not s.unsure and s.queued < room]
@@ -191,10 +191,6 @@ class Reader:
             return shard_of(decode(raw, int(time.time())).project_id, self.count)
         except InvalidEvent:
             return 0
-
-
-def _queued(held: Mapping[int, Shard]) -> int:
-    return sum(shard.queued for shard in held.values())
 
 
 def _unsure(shards: Mapping[int, Shard]) -> list[Shard]:

@@ -103,14 +103,24 @@ class Router:
     async def _move_strays(self, shard: Shard, found: list[_Read]) -> None:
         """Move on what belongs to another shard: a pipeline has one, with its lane and its order.
 
-        A producer reckoned wrongly, or `ONWARD_SHARDS` was changed.
+        A producer reckoned wrongly, or `ONWARD_SHARDS` was changed. What somebody had begun with
+        stays: moved, it would be sent again.
         """
-        count, here = self.settings.shards, shard.keys.shard
-        homes = [shard_of(event.project_id, count) for *_, event in found]
-        strays = [(read[0], home) for read, home in zip(found, homes, strict=True) if home != here]
+        projects = {event.project_id for _, _, _, event in found}
+        homes = {project: shard_of(project, self.settings.shards) for project in projects}
+        if set(homes.values()) <= {shard.keys.shard}:
+            return
+        kept: list[_Read] = []
+        strays: list[tuple[bytes, int]] = []
+        for read in found:
+            home = homes[read[3].project_id]
+            if home == shard.keys.shard or read[0] in shard.progress:
+                kept.append(read)
+            else:
+                strays.append((read[0], home))
         if strays:
             await self.state.move(shard.keys.intake, strays)
-            found[:] = [read for read, home in zip(found, homes, strict=True) if home == here]
+        found[:] = kept
 
     async def _repeated(self, read: Sequence[tuple[Shard, list[_Read]]]) -> Sequence[set[bytes]]:
         if not self.settings.dedupe_seconds:
@@ -118,8 +128,8 @@ class Router:
         asked = [
             (
                 shard.keys,
-                [f"{event.project_id}/{event.id}" for *_, event in found],
-                [entry_id.decode() for entry_id, *_ in found],
+                [f"{event.project_id}/{event.id}" for _, _, _, event in found],
+                [entry_id.decode() for entry_id, _, _, _ in found],
             )
             for shard, found in read
         ]

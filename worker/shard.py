@@ -1,7 +1,7 @@
 """One shard while its lease is ours: its unfinished entries and what the next commit writes."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -186,6 +186,11 @@ class Shard:
             if value:
                 fields += [name, value]
         return ("XADD", lane, "*", *fields)
+
+
+def queued(shards: Iterable[Shard]) -> int:
+    """Return the fresh deliveries of shards in memory that are not in flight."""
+    return sum(shard.queued for shard in shards)
 
 
 def read_progress(raw: dict[bytes, bytes]) -> dict[bytes, tuple[list[str], list[str]]]:
