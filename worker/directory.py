@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -58,6 +58,7 @@ class Integration:
     timeout: float  # s, the whole request
     fault: str
     mask: Mask
+    updated_at: datetime  # moved by operators, and by who suspends
     version: tuple[Any, ...]
     ordered: bool = field(init=False)  # events of one user keep their order
     through_lane: bool = field(init=False)  # they gather there even when all is well: buckets
@@ -202,6 +203,7 @@ def compile_integration(
         timeout=min(limits.timeout.total_seconds(), worker.attempt_timeout),
         fault=fault,
         mask=Mask(settings.secrets() if settings else ()),
+        updated_at=row.updated_at,
         version=version,
     )
 

@@ -477,7 +477,10 @@ class Dispatcher:
         anew = before.epoch != present.epoch or before.active == 2
         if anew:
             pipeline.health = Health(probation=present.on_probation)
-        if anew or (pipeline.due and before.settings != present.settings):  # perhaps mended
+        if anew or (pipeline.due and before.updated_at != present.updated_at):  # perhaps mended
+            if pipeline.lane_len > 0:  # so for whoever drains the shard next, too
+                now, keys = int(self.clock.now_ms()), pipeline.shard.keys
+                pipeline.shard.commands.append(("ZADD", keys.due, now, present.id))
             pipeline.due, pipeline.ramp = 0, FIRST_RAMP
             pipeline.probing = pipeline.lane_len > 0
             pipeline.rewind()

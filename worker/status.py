@@ -61,7 +61,7 @@ def overview(redis: Any, engine: Engine, shards: int) -> Overview:
     for (_, outcome), count in tallies.items():
         if outcome != "accepted":
             outcomes[outcome] += count
-    troubled = [one for one in found if one.active == 2 or _fails(one)]
+    troubled = [one for one in found if one.active == 2 or one.fails]
     troubles = list(_troubles(redis, troubled, shards, now))
     return Overview(
         owners=[owner.decode() for owner in redis.zrangebyscore(OWNERS, now, "+inf")],
@@ -76,10 +76,6 @@ def overview(redis: Any, engine: Engine, shards: int) -> Overview:
         states=Counter(one.active for one in found),
         outcomes=outcomes,
     )
-
-
-def _fails(integration: Integration) -> bool:
-    return integration.active == 1 and integration.delivery_error_count > 0
 
 
 def _troubles(

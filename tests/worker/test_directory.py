@@ -30,7 +30,7 @@ def compiled(plain: dict[str, Any], **row: Any) -> Integration:
     sealed = RING.encrypt(json.dumps(plain), "c9VdLs3H")
     values = {
         "id": "c9VdLs3H", "project_id": "prj_1", "slug": "webhooks", "platform": "iOS", "active": 1,
-        "epoch": 3, "probation_epoch": None, "settings": sealed,
+        "epoch": 3, "probation_epoch": None, "settings": sealed, "updated_at": None,
     } | row  # fmt: skip
     return compile_integration(SimpleNamespace(**values), RING, WORKER)
 

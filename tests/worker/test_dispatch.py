@@ -19,7 +19,7 @@ from worker.policy import policy_of
 from worker.settings import load_settings
 from worker.shard import Shard
 from worker.state import Keys
-from worker.suspension import Round
+from worker.suspension import Health, Round
 
 TAKEN = Round(delivered=1)
 
@@ -70,12 +70,27 @@ def test_among_others_each_has_a_share_and_one_is_left_for_the_next(
 
 
 def test_an_event_comes_with_the_configuration_it_was_routed_by(dispatcher: Dispatcher) -> None:
-    shard, same = Shard(Keys(0)), {"id": "c9VdLs3H", "on_probation": False, "settings": None}
+    shard, same = Shard(Keys(0)), {"id": "c9VdLs3H", "on_probation": False}
     paused: Any = SimpleNamespace(active=0, epoch=1, **same)
     active: Any = SimpleNamespace(active=1, epoch=2, **same)
     before = dispatcher.pipeline_of(shard, paused)
     assert dispatcher.pipeline_of(shard, active) is before
     assert before.integration is active, "it would be skipped as one that is paused"
+
+
+@pytest.mark.parametrize("due", [0, 14_400_000])
+def test_what_backs_off_is_tried_at_once_when_an_operator_touches_it(
+    dispatcher: Dispatcher, due: int
+) -> None:
+    same = {"id": "c9VdLs3H", "active": 1, "epoch": 1, "on_probation": False}
+    before: Any = SimpleNamespace(updated_at=1, **same)
+    touched: Any = SimpleNamespace(updated_at=2, **same)
+    shard = Shard(Keys(0))
+    waits = dispatcher.pipeline_of(shard, before)
+    waits.lane_len, waits.due, waits.health = 5, due, Health(failures=9)
+    dispatcher.pipeline_of(shard, touched)
+    assert (waits.due, waits.probing, waits.health.failures) == (0, bool(due), 9)
+    assert [command[0] for command in shard.commands] == ["ZADD"] * bool(due), "others know it, too"
 
 
 def test_who_must_wait_has_no_share(dispatcher: Dispatcher) -> None:

@@ -160,7 +160,7 @@ def _next(row: Integration, integration: directory.Integration, waiting: Waiting
         more = (
             f"{left} more failed rounds suspend" if left > 1 else "One more failed round suspends"
         )
-        return f"{told} {more} it; new settings are tried at once."
+        return f"{told} {more} it; new settings, or activating it again, try at once."
     if row.settings is None:
         return "Active without settings: it is suspended at its first event. Save the settings."
     if not (waiting and waiting.events) or integration.limits.whole_batches:

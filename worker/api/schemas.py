@@ -55,7 +55,7 @@ class IntegrationObject(BaseModel):
     target_platform: str
     active: int = Field(description="0 paused or draft, 1 active, 2 error (set by the worker)")
     created_at: str
-    updated_at: str = Field(description="Moves with title, state and settings")
+    updated_at: str = Field(description="Moves with title, state, settings and a try at once")
     last_delivery_at: str | None = Field(description="Last successful delivery; null: never")
     last_error_at: str | None
     last_error_message: str | None

@@ -130,7 +130,10 @@ def show_integration(integration_id: IntegrationId, caller: Caller, here: Here) 
     openapi_extra={"requestBody": schema_of(NewStatus)},
 )
 def set_status(integration_id: IntegrationId, caller: Caller, here: Here, body: Body) -> Response:
-    """Pause (0) or activate (1); from 2, activating resumes with the events that were held."""
+    """Pause (0) or activate (1); from 2, activating resumes with the events that were held.
+
+    One that is active and fails is tried at once, whenever its next attempt would be.
+    """
     status = status_of(body)
     with here.changing() as connection:
         return _object(

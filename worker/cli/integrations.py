@@ -48,19 +48,14 @@ def list_integrations(
                 one.title,
                 one.slug,
                 one.platform,
-                "failing" if _fails(one) else STATES[one.active],
+                "failing" if one.fails else STATES[one.active],
                 moment(one.last_delivery_at) or "never",
-                one.last_error_message if one.active == 2 or _fails(one) else "",
+                one.last_error_message if one.active == 2 or one.fails else "",
             )
             for one in found
         ],
         empty="No integrations. `onward integrations create` makes one.",
     )
-
-
-def _fails(one: "Integration") -> bool:
-    """Whether it is active and had errors since its last delivery."""
-    return one.active == 1 and one.delivery_error_count > 0
 
 
 @app.command(epilog="onward integrations show c9VdLs3H")
@@ -250,8 +245,13 @@ def _compiled(integration_id: str) -> Any:
 
 @app.command(epilog="onward integrations activate c9VdLs3H")
 def activate(integration_id: Id, *, json: AsJson = False) -> None:
-    """Start it, or start it again after it was suspended: what waited follows in order."""
-    _set_status(integration_id, 1, json=json)
+    """Start it, or start it again after it was suspended: what waited follows in order.
+
+    One that is active and fails is tried now, whenever its next attempt would be.
+    """
+    changed = _set_status(integration_id, 1, json=json)
+    if changed.fails:
+        note("It fails, and is tried now: one event first, what waits follows in order.")
 
 
 @app.command(epilog="onward integrations pause c9VdLs3H")
@@ -281,12 +281,13 @@ def _waiting(integration_id: str) -> int:
     return waiting
 
 
-def _set_status(integration_id: str, status: int, *, json: bool) -> None:
+def _set_status(integration_id: str, status: int, *, json: bool) -> "Integration":
     from worker.store.integrations import set_status  # noqa: PLC0415  quick --help
 
     with changing() as connection:
         changed = set_status(connection, integration_id, status, ACTOR)
     _print(changed, json=json)
+    return changed
 
 
 def _print(integration: "Integration", *, json: bool) -> None:

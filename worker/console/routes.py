@@ -41,7 +41,7 @@ LAST = 15  # deliveries, dead letters and changes on an integration's page
 SPARK = 500  # deliveries in a sparkline
 FULL = 70  # per cent of Redis' memory, from which the intake takes no more
 SAID = {
-    "1": "It is active. The first request is a probe; what is held follows in order.",
+    "1": "It is active. The first request is a probe; what waits follows in order.",
     "settings": "The settings are saved. If it is suspended: test it, then re-activate it.",
     "0": "It is paused: events that arrive are neither sent nor held.",
 }

@@ -143,13 +143,14 @@ def set_status(
 ) -> Integration:
     """Pause (0) or activate (1); the present state again changes nothing. Raise NotFound.
 
-    From 2 to 1 failures count from zero, under a new epoch that is on probation.
+    From 2 to 1 failures count from zero, under a new epoch that is on probation. What is active and
+    fails is tried at once: `updated_at` moves, and the loops see it.
     """
     if status not in (0, 1):
         raise Invalid([("status", "must be 0 or 1")])
     found = _get(connection, integration_id, project_id, for_update=True)
     if found.active == status:
-        return found
+        return _try_at_once(connection, found, actor) if found.fails else found
     values: dict[str, Any] = {"active": status, "updated_at": now()}
     if found.active == 2 and status == 1:
         values |= {
@@ -170,6 +171,20 @@ def set_status(
         after={"active": status},
     )
     return get(connection, integration_id)
+
+
+def _try_at_once(connection: Connection, found: Integration, actor: str) -> Integration:
+    connection.execute(update(_T).where(_T.c.id == found.id).values(updated_at=now()))
+    note_change(connection, found.project_id)
+    audit.add(
+        connection,
+        actor,
+        "integration.try",
+        project_id=found.project_id,
+        integration_id=found.id,
+        after={"active": found.active},
+    )
+    return get(connection, found.id)
 
 
 class Saved(NamedTuple):

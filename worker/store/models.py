@@ -144,6 +144,11 @@ class Integration(Base):
     delivery_error_count: Mapped[int] = mapped_column(server_default=text("0"))
     first_error_at: Mapped[datetime | None]  # of the present streak
 
+    @property
+    def fails(self) -> bool:
+        """Whether it is active and had errors since its last delivery."""
+        return self.active == 1 and self.delivery_error_count > 0
+
 
 class Delivery(Base):
     """How one event ended for one integration."""

@@ -208,7 +208,7 @@ def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> No
     redis.hset(keys.pipe(made["id"], 0), "failures", 4)
     url = f"{OPS}/integrations/{made['id']}"
     tried = "Waiting events are tried at 2100-01-01T00:00:00Z."
-    anew = "it; new settings are tried at once."
+    anew = "it; new settings, or activating it again, try at once."
     assert project("GET", url).json()["next"] == f"{tried} 6 more failed rounds suspend {anew}"
     redis.hset(keys.pipe(made["id"], 0), "refusals", 4)
     assert project("GET", url).json()["next"] == f"{tried} One more failed round suspends {anew}"

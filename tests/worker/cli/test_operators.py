@@ -171,6 +171,17 @@ def test_is_paused_activated_and_deleted(
     assert redis.xlen(CHANGES) == 4, "the delivery loops were told"
 
 
+def test_activating_what_fails_says_that_it_is_tried_now(
+    onward: Command, made: dict[str, Any]
+) -> None:
+    assert "tried now" not in onward("integrations", "activate", made["id"]).err
+    with make_engine(load_settings().database_url).begin() as connection:
+        connection.execute(text("UPDATE integrations SET delivery_error_count = 3"))
+    ran = onward("integrations", "activate", made["id"])
+    assert (ran.code, ran.out.endswith("Analytics: active\n")) == (0, True)
+    assert "tried now" in ran.err
+
+
 def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(
     onward: Command, made: dict[str, Any], redis: Redis
 ) -> None:

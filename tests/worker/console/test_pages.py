@@ -177,6 +177,16 @@ def test_an_integration_tells_why_and_what_to_do(
     assert "Re-activate" in told
 
 
+def test_what_fails_can_be_tried_now(operator: Browser, empty_database: Engine, hook: str) -> None:
+    page = f"/console/integrations/{hook}"
+    assert "Try now" not in operator.get(page).text
+    with empty_database.begin() as connection:
+        connection.execute(update(Integration).values(delivery_error_count=3))
+    assert "Try now" in operator.get(page).text
+    assert operator.post(f"{page}/status", status="1").status_code == 303
+    assert "integration.try" in operator.get(page).text
+
+
 def test_an_unknown_integration_is_a_page_too(operator: Browser) -> None:
     for path in ("/console/integrations/nothere1", "/console/deadletters/99", "/console/nothing"):
         answer = operator.get(path)

@@ -110,6 +110,20 @@ def test_the_present_state_again_changes_nothing(engine: Engine, integration_id:
     assert actions(engine, integration_id) == ["integration.create", "integration.status"]
 
 
+def test_activating_what_fails_has_it_tried_at_once_and_resets_nothing(
+    engine: Engine, integration_id: str
+) -> None:
+    first = status(engine, integration_id, 1)
+    with engine.begin() as connection:
+        failing = {"delivery_error_count": 7, "probation_epoch": 0, "first_error_at": AT}
+        connection.execute(update(Integration).values(failing))
+    again = status(engine, integration_id, 1)
+    assert again.updated_at > first.updated_at
+    assert (again.active, again.epoch, again.probation_epoch) == (1, 0, 0)
+    assert (again.delivery_error_count, again.first_error_at) == (7, AT)
+    assert actions(engine, integration_id)[-1] == "integration.try"
+
+
 def test_suspending_tells_why_and_moves_the_epoch(engine: Engine, integration_id: str) -> None:
     status(engine, integration_id, 1)
     assert stop(engine, integration_id, 0)
