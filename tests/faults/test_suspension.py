@@ -27,6 +27,19 @@ def test_late_failures_do_not_suspend_again(scene: Make) -> None:
         assert s.state(hook).active == 1
 
 
+@pytest.mark.row(31, "mended while it backs off for an hour, and activated: tried at once")
+def test_what_backs_off_is_tried_now(scene: Make) -> None:
+    with scene({"ONWARD_RETRY_SCHEDULE": "3600"}) as s:
+        hook = s.hook("a")
+        s.worker()
+        s.fault("fail", slug="webhooks")
+        s.send(20)
+        eventually(lambda: s.state(hook).delivery_error_count, 60, "it backs off")
+        s.no_faults()
+        s.activate(hook)
+        s.check(ordered=True)
+
+
 @pytest.mark.slow
 @pytest.mark.row(31, "8 processes fail at once, shards stolen: one flip, one notice")
 def test_eight_processes_fail_at_once(scene: Make) -> None:
