@@ -9,6 +9,7 @@ import anyio
 from anyio import CapacityLimiter
 from redis.exceptions import ResponseError
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from worker.api.auth import Services
 from worker.intake import IntakeFull, check_room
@@ -141,5 +142,13 @@ async def _failure(name: str, check: Check, limiter: CapacityLimiter) -> str:
         log.warning(
             "Not ready: %s (%s)", name, error if isinstance(error, StoreError) else type(error)
         )
+        if _lacks_tables(error):
+            return "The database's tables are not these: run `onward migrate`"
         return "It failed or did not answer in time: see the API's log"
     return ""
+
+
+def _lacks_tables(error: Exception) -> bool:
+    return isinstance(error, ProgrammingError) or (
+        isinstance(error, OperationalError) and "no such" in str(error.orig)  # SQLite
+    )

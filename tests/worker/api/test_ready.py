@@ -71,6 +71,19 @@ def test_a_lost_key(
     assert made["id"] in caplog.text
 
 
+@on_both
+def test_a_database_that_is_not_migrated_says_what_to_type(
+    client: Client, engine: Engine, redis: Any
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE integrations RENAME TO others"))
+    try:
+        assert "`onward migrate`" in why(client)["keys"]
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE others RENAME TO integrations"))
+
+
 def test_redis_away(client: Client) -> None:
     assert why(client).keys() == {"redis", "workers", "intake", "room"}
     assert client.get("/healthz").status_code == 200
