@@ -28,6 +28,8 @@ REMEDIES = {
     "bad_request": "{title} does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }
+LETTERS = ("Look at the dead letters, correct", ", then replay them")
+NO_LETTERS = ("Correct", "")
 THEN = ", then activate"  # not where it is active
 AS_NAMED = "Put right what the message names, in the settings or at {title}, then activate."
 WAIT = "Nothing to do while it is tried again; if it stays, ask {title}'s status page."
@@ -78,7 +80,7 @@ def _error(
         "dead_letters": open_letters,
         "affected_events": open_letters + (waiting.events if waiting else 0),
         "sample": _sample(connection, row, waiting),
-        "remedy": _remedy(row, integration, waiting),
+        "remedy": _remedy(row, integration, waiting, open_letters),
     }
 
 
@@ -115,7 +117,9 @@ def _sample(
     }
 
 
-def _remedy(row: Integration, integration: directory.Integration, waiting: Waiting | None) -> str:
+def _remedy(
+    row: Integration, integration: directory.Integration, waiting: Waiting | None, letters: int
+) -> str:
     if row.active == 1 and waiting and waiting.incident:
         text = INCIDENT
     else:
@@ -124,6 +128,8 @@ def _remedy(row: Integration, integration: directory.Integration, waiting: Waiti
         text = REMEDIES.get(row.last_error_reason or "", usual)
     provider = integration.provider
     text = text if row.active == 2 else text.replace(THEN, "")
+    for words, without in () if letters else zip(LETTERS, NO_LETTERS, strict=True):
+        text = text.replace(words, without)
     return text.format(title=provider.title, secrets=_secrets(provider, integration))
 
 

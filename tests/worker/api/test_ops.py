@@ -178,6 +178,12 @@ def test_the_dossier_shows_the_last_dead_letter_with_this_error(
         "attempts": 0,
     }
     assert "replay them" in told["remedy"]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE dead_letters SET replayed_at = :at"), {"at": AT})
+    told = project("GET", f"{OPS}/integrations/{made['id']}").json()["error"]
+    assert told["remedy"] == (
+        "Amplitude does not take these events. Correct settings or event names."
+    )
 
 
 def test_for_a_webhook_one_asks_its_receiver(project: Project, engine: Engine) -> None:
