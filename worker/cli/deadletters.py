@@ -24,8 +24,11 @@ def list_dead_letters(
     """List dead letters, newest first."""
     from worker.api.records import DeadLetterObject  # noqa: PLC0415  quick --help
     from worker.store.dead_letters import list_dead_letters as listed  # noqa: PLC0415
+    from worker.store.integrations import check_known  # noqa: PLC0415
 
     with looking() as connection:
+        if integration is not None:
+            check_known(connection, integration)
         rows = listed(
             connection,
             project_id=project,

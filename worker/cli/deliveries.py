@@ -25,8 +25,11 @@ def list_deliveries(
     """List the record, newest first: one line per event and integration."""
     from worker.api.records import DeliveryObject  # noqa: PLC0415  quick --help
     from worker.store.deliveries import list_deliveries as listed  # noqa: PLC0415
+    from worker.store.integrations import check_known  # noqa: PLC0415
 
     with looking() as connection:
+        if integration is not None:
+            check_known(connection, integration)
         rows = listed(
             connection,
             project_id=project,

@@ -102,6 +102,12 @@ def list_of(connection: Connection, project_id: str | None = None) -> list[Integ
     return [Integration.of(row) for row in connection.execute(query)]
 
 
+def check_known(connection: Connection, integration_id: str) -> None:
+    """Raise NotFound for an id that no integration has or had (deleted rows stay)."""
+    if connection.execute(select(_T.c.id).where(_T.c.id == integration_id)).first() is None:
+        raise NotFound(f"No integration {integration_id}: see `onward integrations list`")
+
+
 def titles(connection: Connection) -> dict[str, Row[str, str, str, datetime | None]]:
     """Return id → (title, slug, deleted_at) of every integration, deleted ones too."""
     rows = connection.execute(select(_T.c.id, _T.c.title, _T.c.slug, _T.c.deleted_at))

@@ -168,6 +168,8 @@ def test_is_paused_activated_and_deleted(
     assert onward("integrations", "delete", made["id"], "--yes").code == 0
     assert onward("integrations", "list", "--json").json == []
     assert onward("integrations", "list").out.startswith("No integrations.")
+    gone = onward("deliveries", "list", "--integration", made["id"])
+    assert gone.out == "No deliveries recorded.\n", "it was known, and may have a record"
     assert redis.xlen(CHANGES) == 4, "the delivery loops were told"
 
 
@@ -235,7 +237,9 @@ def test_deliveries_and_dead_letters_are_listed_and_shown(onward: Command) -> No
     assert listed[0]["finished_at"] == "2026-01-01T00:00:00Z"
     one = onward("deliveries", "list", "--outcome", "delivered", "--event", "evt-1", "--json").json
     assert [d["event_id"] for d in one] == ["evt-1"]
-    assert onward("deliveries", "list", "--integration", "none").out == "No deliveries recorded.\n"
+    for noun in ("deliveries", "deadletters"):
+        unknown = onward(noun, "list", "--integration", "none")
+        assert (unknown.code, "`onward integrations list`" in unknown.err) == (1, True)
     assert "evt-2" in onward("deliveries", "list").out
 
     (dead,) = onward("deadletters", "list", "--json").json
