@@ -20,13 +20,14 @@ SLUG_LENGTH = 64
 
 def check_new(*, title: Any, slug: Any, platform: Any) -> list[Fault]:
     """Return every fault of a new integration's fields, under their names in v4."""
-    checks = (("title", _title(title)), ("integration", _slug(slug)))
+    checks = (("title", title_fault(title)), ("integration", _slug(slug)))
     faults = [(field, fault) for field, fault in checks if fault]
     fault = _platform(platform, None if _slug(slug) else provider_of(slug).stores)
     return [*faults, ("target_platform", fault)] if fault else faults
 
 
-def _title(title: Any) -> str:
+def title_fault(title: Any) -> str:
+    """Return what is wrong with a name that people give something; "" where nothing is."""
     if not isinstance(title, str):
         return f"Must be a string of 1 to {TITLE_LENGTH} characters"
     if not title.strip():

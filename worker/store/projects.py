@@ -14,6 +14,7 @@ from typing import Literal
 from sqlalchemy import Connection, insert, or_, select, update
 
 from worker.store import audit
+from worker.store.checks import title_fault
 from worker.store.database import now
 from worker.store.errors import AlreadyExists, Invalid, NotFound
 from worker.store.models import Project, ProjectKey
@@ -57,8 +58,8 @@ def create_project(
     id_ = project_id or f"prj_{random_text(12)}"
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", id_):
         raise Invalid([("id", "must be 1 to 64 letters, digits, _ or -")])
-    if not name.strip():
-        raise Invalid([("name", "must not be blank")])
+    if fault := title_fault(name):
+        raise Invalid([("name", fault)])
     if connection.execute(select(Project.id).where(Project.id == id_)).first():
         raise AlreadyExists(f"There is a project {id_} already. Choose another id.")
     project = {"id": id_, "name": name.strip(), "created_at": now()}

@@ -42,7 +42,7 @@ def test_ids_and_names_are_checked(engine: Engine) -> None:
         create_project(connection, "A", "prj_a")
         with pytest.raises(AlreadyExists):
             create_project(connection, "Again", "prj_a")
-        for name, id_ in (("A", "prj a"), ("A", "x" * 65), (" ", "prj_b")):
+        for name, id_ in (("A", "prj a"), ("A", "x" * 65), (" ", "prj_b"), ("\x1b[31mred", None)):
             with pytest.raises(Invalid):
                 create_project(connection, name, id_)
         create_project(connection, "B")
