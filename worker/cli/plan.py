@@ -117,7 +117,10 @@ def plan(
         deliveries_per_core=deliveries_per_core,
         batched_per_core=batched_per_core,
     )
-    needed = planned(load)
+    try:
+        needed = planned(load)
+    except (OverflowError, ValueError):  # the sums are infinite, or no numbers
+        raise Failure("These numbers are too large to plan for: give smaller ones.") from None
     if needed.shards > MOST_SHARDS:
         raise Failure(
             f"This takes {needed.processes:,} processes; one service has at most "

@@ -56,6 +56,16 @@ def test_more_than_one_service_can_have_is_said(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
+    "arguments", [("1e300",), ("1", "--hold", f"{'9' * 400}d"), ("1", "--days", "inf")]
+)
+def test_numbers_beyond_all_sums_are_said(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    done = run(capsys, "plan", "--events-per-second", *arguments)
+    assert (done.code, "too large" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("90", 90), ("45s", 45), ("10m", 600), ("72h", 259_200), ("1.5d", 129_600)]
 )
 def test_durations(text: str, value: float) -> None:
