@@ -66,7 +66,7 @@ class Rounds:
         if verdict == "suspend":
             told = f"{health.rejections} events rejected in a row, none delivered between"
             if not pipeline.held:  # what was in flight with the last one is rejected, too
-                self.suspend(pipeline, "rejected", told)
+                self.suspend(pipeline, "rejected", told, counted=True)
             return
         self._tell_if_nearing(pipeline, before, "")
         if round_.delivered or round_.rejected:
@@ -252,8 +252,13 @@ class Rounds:
 
         pipeline.shard.after.append(waits)
 
-    def suspend(self, pipeline: Pipeline, reason: str, message: str) -> None:
-        """Hold the pipeline from now on; the database follows (`wanted`)."""
+    def suspend(
+        self, pipeline: Pipeline, reason: str, message: str, *, counted: bool = False
+    ) -> None:
+        """Hold the pipeline from now on; the database follows (`wanted`).
+
+        `counted`: by its dead letters, there is no failed round to tell of.
+        """
         integration, now = pipeline.integration, int(self.clock.now_ms())
         pipeline.suspended_epoch = integration.epoch
         pipeline.reason, pipeline.message = reason, integration.mask(message)[:MESSAGE_LENGTH]
@@ -261,7 +266,8 @@ class Rounds:
         self.dispatcher.queue_to_lane(pipeline)
         pipeline.forget_lane()
         want_suspension(pipeline, now)
-        failure(pipeline, now)
+        if not counted:
+            failure(pipeline, now)
         log.warning("Suspended %s (%s): %s", integration.id, integration.slug, pipeline.message)
 
 
