@@ -1,6 +1,7 @@
 """From the producer's bytes to an `Event`, or every fault that stands in the way."""
 
 from decimal import Decimal
+from math import isinf
 from typing import Any
 
 import msgspec
@@ -16,7 +17,14 @@ DEPTH = 8
 BACKSLASH = ord("\\")  # as a number: a text of one byte is looked for five times as long
 NESTS = frozenset((dict, list))
 
-_decoder = msgspec.json.Decoder(float_hook=Decimal)
+
+def _number(digits: str) -> Decimal:
+    if isinf(float(digits)):  # for most who parse it: a receiver would refuse the whole body
+        raise OverflowError
+    return Decimal(digits)
+
+
+_decoder = msgspec.json.Decoder(float_hook=_number)
 
 
 def decode(raw: bytes, now: int) -> Event:
@@ -48,7 +56,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _refusal(f"is nested deeper than {DEPTH}") from None
     except ArithmeticError:
-        raise _refusal("holds a number too large to be one") from None
+        raise _refusal("holds a number too large: at most 1.7e308") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _refusal(f"is not JSON in UTF-8 without lone surrogates ({error})") from None
     if not isinstance(value, dict):
