@@ -70,6 +70,7 @@ class Stack:
             "ONWARD_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
             "ONWARD_UPSTREAM": self.sandbox_url,
             "ONWARD_DATABASE_URL": database or f"sqlite:///{folder / 'onward.db'}",
+            "ONWARD_SECRET_KEYS": "01" * 32,
             **(environment or {}),
         }
         self.settings: WorkerSettings = load_settings(self.environment)

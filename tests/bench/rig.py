@@ -84,6 +84,7 @@ class Rig:
             "ONWARD_DATA_DIR": str(folder),
             "ONWARD_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
             "ONWARD_DATABASE_URL": database or f"sqlite:///{folder / 'onward.db'}",
+            "ONWARD_SECRET_KEYS": "01" * 32,
             "ONWARD_ALLOW_PRIVATE_UPSTREAMS": "1",
             "ONWARD_CONCURRENCY": "1",
             "ONWARD_METRICS_PORT": "0",

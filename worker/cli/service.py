@@ -46,7 +46,7 @@ def up(
     from worker import supervisor as parts  # noqa: PLC0415  quick --help
     from worker.settings import STATE_FILE, load_settings, write_state  # noqa: PLC0415
     from worker.store.schema import upgrade  # noqa: PLC0415
-    from worker.store.secrets import embedded_admin_key, keyring_of  # noqa: PLC0415
+    from worker.store.secrets import embedded_admin_key, embedded_key, keyring_of  # noqa: PLC0415
 
     for ending in parts.ending_signals():
         signal.signal(ending, _end)  # until the keeper watches
@@ -70,6 +70,8 @@ def up(
         _warn_of_misspelt()
         parts.wait_for_redis(settings.redis_url)
         upgrade(settings.database_url)
+        if settings.secret_keys is None:
+            embedded_key(folder)  # for all parts, wherever the database is
         keyring_of(settings)
         environment = {f"ONWARD_{name.upper()}": str(value) for name, value in given.items()} | {
             "ONWARD_BROKER_URL": settings.broker_url,

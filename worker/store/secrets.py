@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import make_url
 
 from worker.settings import InvalidEnvironment, WorkerSettings, has_own_keys
 from worker.store.errors import Corrupt, UnknownKey
@@ -125,7 +126,9 @@ def keyring_of(settings: WorkerSettings) -> KeyRing:
     """Return the ring of `ONWARD_SECRET_KEYS`; without it, of the key in the data folder.
 
     Raises:
-        InvalidEnvironment: the service of that folder has keys, and could not open what we save.
+        InvalidEnvironment: the service of that folder has keys, and could not open what we save;
+            or the folder has no key, and the database is elsewhere: whoever else uses it could
+            not open that either.
     """
     if settings.secret_keys is not None:
         return KeyRing.of(settings.secret_keys.get_secret_value())
@@ -133,4 +136,17 @@ def keyring_of(settings: WorkerSettings) -> KeyRing:
         raise InvalidEnvironment(
             "ONWARD_SECRET_KEYS: the service that runs here has it; set it too"
         )
+    if not (_is_inside(settings) or (settings.data_dir / KEY_FILE).exists()):
+        raise InvalidEnvironment(
+            "ONWARD_SECRET_KEYS: must be set, the same for all who use the database; a key is made "
+            "only for one in the data folder"
+        )
     return KeyRing.of(embedded_key(settings.data_dir))
+
+
+def _is_inside(settings: WorkerSettings) -> bool:
+    """Whether the database is in the data folder."""
+    url = make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite":
+        return False
+    return Path(url.database or "").absolute().is_relative_to(settings.data_dir.absolute())

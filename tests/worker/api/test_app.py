@@ -49,8 +49,9 @@ def test_a_fault_of_ours_tells_nothing(
 
 
 def test_without_its_database_it_asks_to_come_again(portal: BlockingPortal, tmp_path: Path) -> None:
+    given = {"data_dir": tmp_path, "secret_keys": "any"}
     settings = WorkerSettings.model_validate(
-        {"data_dir": tmp_path, "database_url": "postgresql://nobody@127.0.0.1:1/none"}
+        given | {"database_url": "postgresql://nobody@127.0.0.1:1/none"}
     )
     client = Client(portal, create_app(settings))
     answer = client.get("/v4/integrations", headers={"Authorization": "Bearer sk_x"})

@@ -81,6 +81,17 @@ def test_the_embedded_key_is_made_once_and_private(tmp_path: Path) -> None:
     assert keyring_of(given).newest == KeyRing.of(NEW).newest
 
 
+@pytest.mark.parametrize("url", ["postgresql://u:p@host/onward", "sqlite:////srv/onward.db"])
+def test_no_key_is_made_for_a_database_elsewhere(tmp_path: Path, url: str) -> None:
+    """Each worker would make its own, and open nothing that the others saved."""
+    elsewhere = WorkerSettings(data_dir=tmp_path, database_url=url)
+    with pytest.raises(InvalidEnvironment, match="ONWARD_SECRET_KEYS"):
+        keyring_of(elsewhere)
+    assert not (tmp_path / "secret.key").exists()
+    made = embedded_key(tmp_path)  # by `onward up`
+    assert keyring_of(elsewhere).newest == KeyRing.of(made).newest
+
+
 def test_keys_of_the_service_are_asked_for(tmp_path: Path) -> None:
     """It could not open what is encrypted with a key of ours, and would suspend the pipeline."""
     write_state(tmp_path, own_keys=True)
