@@ -6,6 +6,7 @@ loop; nothing here waits for the database.
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -43,7 +44,8 @@ TAKEN = Round(delivered=1)
 BUFFERED = 2_048  # deliveries read from lanes, of all pipelines; each takes 8 KB
 AGAIN_MS = 500  # after trouble of our own
 MOST_UNCOMMITTED = 256  # outcomes; a kill sends them again
-PATIENCE_SECONDS = 0.5  # where memory is full: then a queue goes to its lane
+PATIENCE_SECONDS = 0.5  # of a queue, where memory is full and its shard not read for it
+LAG_MS = 1_000  # how late that shard's entries may be read
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Dispatcher:
         self.pipelines: dict[str, Pipeline] = {}
         self.sender = Sender(self.directory, self.transport, self.state, self.clock)
         self.requests = 0  # in flight
-        self.full = False  # there is no room for more fresh deliveries
+        self.room = math.inf  # fresh deliveries a shard may have queued; less where memory is full
         self.leaving = False
         self.paused = False  # something was not started because our leases might not hold
         self.safe: Callable[[], bool] = lambda: True  # whether our leases surely hold
@@ -121,15 +123,25 @@ class Dispatcher:
 
     def hurry(self) -> None:
         """Let no batch wait for more events: there is no room for any."""
-        self.full = True
+        self.room = 0
         for pipeline in [pipeline for pipeline in self._active if pipeline.lingering]:
             self.pump(pipeline)
 
-    def _relieve(self) -> None:
-        """Move what hardly gets on to its lane: reading must not wait for slow upstreams."""
-        late = time.monotonic() - PATIENCE_SECONDS
+    @property
+    def full(self) -> bool:
+        """Whether memory is full of fresh deliveries."""
+        return self.room < math.inf
+
+    def relieve(self) -> None:
+        """Move what has kept its shard from being read to lanes: others' events are behind it.
+
+        Not at once, for what waits in a lane takes twice the CPU.
+        """
+        late, lags = time.monotonic() - PATIENCE_SECONDS, self.clock.now_ms() - LAG_MS
         for pipeline in list(self._active):
-            if pipeline.size and pipeline.first.since < late:
+            if not pipeline.size or pipeline.shard.queued < self.room:
+                continue
+            if pipeline.shard.read_to < lags or pipeline.first.since < late:
                 self.queue_to_lane(pipeline)
 
     def queue_to_lane(self, pipeline: Pipeline) -> None:
@@ -541,8 +553,6 @@ class Dispatcher:
         for pipeline in self.agenda.due():
             if self.pipelines.get(pipeline.integration.id) is pipeline:
                 self.pump(pipeline)
-        if self.full:
-            self._relieve()
 
     def _note_activity(self, pipeline: Pipeline) -> None:
         if pipeline.idle and not pipeline.requests:

@@ -138,6 +138,8 @@ class Drain:
             self.dispatcher.reconcile()
         self.router.route_late()
         self.dispatcher.fire()
+        if self.dispatcher.full and not await self._busy():
+            self.dispatcher.relieve()
 
     async def _renew(self) -> None:
         """Keep our leases, and take the store's time."""
@@ -240,6 +242,12 @@ class Drain:
     def _may_read(self) -> bool:
         """Whether we may start anything new: leases fresh, configuration known."""
         return bool(self.shards) and self.directory.usable and self._safe()
+
+    async def _busy(self) -> bool:
+        """Whether it is this process that is too slow, rather than some upstreams."""
+        began = time.monotonic()
+        await asyncio.sleep(BREATH_SECONDS)
+        return time.monotonic() - began > 2 * BREATH_SECONDS
 
     @property
     def queued(self) -> int:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from providers.kit.decode import InvalidEvent, decode
 from worker.committer import Committer
-from worker.router import Looked, Router
+from worker.router import Looked, Router, accepted_at
 from worker.shard import Shard, queued
 from worker.state import GROUP, UNSHARDED, shard_of
 
@@ -114,6 +114,8 @@ class Reader:
         if unsharded := arrived.pop(UNSHARDED.encode(), None):
             await self._spread(unsharded)
         kept = [(names[name], entries) for name, entries in arrived.items()]
+        for shard, entries in kept:
+            shard.read_to = accepted_at(entries[-1][0])
         kept.sort(key=lambda read: len(read[1]))  # who sends much waits for who sends little
         return await self.router.look(
             [(shard, entries) for shard, entries in kept if not shard.lost]
@@ -127,8 +129,8 @@ class Reader:
         dispatcher = self.router.dispatcher
         if queued(held.values()) >= BUFFER:
             dispatcher.hurry()
-        dispatcher.full = queued(held.values()) >= BUFFER
-        room = BUFFER // len(held) if dispatcher.full else math.inf
+        full = queued(held.values()) >= BUFFER
+        room = dispatcher.room = BUFFER // len(held) if full else math.inf
         # not one that could be committed again just now, and has not looked yet
         return [s for s in held.values() if s.reads and not s.unsure and s.queued < room]
 

@@ -91,7 +91,7 @@ class Router:
                 fault = {"path": "", "message": 'is missing: the entry has no field "event"'}
                 _malformed(shard, entry_id, _fields_text(fields), [fault])
                 continue
-            accepted = _accepted(entry_id)
+            accepted = accepted_at(entry_id)
             try:
                 event = decode(raw, accepted // 1000)
             except InvalidEvent as error:
@@ -274,7 +274,7 @@ def set_apart(  # noqa: PLR0917  a letter has that much to say
     shard.page.letters.append(
         Letter(
             project_id, None, event_id, None, reason, message, faults, raw, None, None, None, 0,
-            _accepted(entry_id),
+            accepted_at(entry_id),
         )
     )  # fmt: skip
     shard.tallies["*", reason] += 1
@@ -309,7 +309,8 @@ def _malformed(shard: Shard, entry_id: bytes, raw: bytes, faults: list[dict[str,
     set_apart(shard, entry_id, raw, "malformed", message, dump_text(faults))
 
 
-def _accepted(entry_id: bytes) -> int:
+def accepted_at(entry_id: bytes) -> int:
+    """Return when an entry was accepted (store clock, ms): its id says so."""
     return int(entry_id.partition(b"-")[0])
 
 

@@ -90,7 +90,7 @@ class WorkerSettings(BaseModel):
         le=256,
         description="Processes that drain, of one worker; default: one a core",
     )
-    window: int = Field(1_024, ge=1, le=10_000, description="Requests in flight in one process")
+    window: int = Field(768, ge=1, le=10_000, description="Requests in flight in one process")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="First worker's; 0: none")
     metrics_host: str = Field("127.0.0.1", description="Where workers show metrics: no key asked")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -59,6 +59,7 @@ class Shard:
     stuck: bool = False  # the last commit did not go through
     retry_at: float = 0.0  # monotonic: not committed before
     queued: int = 0  # fresh deliveries in memory that are not in flight
+    read_to: int = 0  # when the last entry that was read was accepted; store clock, ms
     opening: bool = False  # what its last owner left comes first
     leaving: bool = False
     leaving_since: float = 0.0  # monotonic

@@ -11,7 +11,7 @@ from typing import Any
 DELIVERIES_PER_CORE = 6_000  # a second, one request an event
 EVENTS_PER_CORE = 17_000  # a second, 100 events a request
 BATCH = 100  # events a request
-WINDOW = 1_024  # requests in flight in one process, if ONWARD_WINDOW is not set
+WINDOW = 768  # requests in flight in one process, if ONWARD_WINDOW is not set
 EVENT_BYTES = 1_500  # JSON of a usual event
 INTAKE_RATIO = 1.05  # Redis bytes by an event's JSON, while it is unread
 LANE_RATIO = 1.05  # the same of a delivery that waits

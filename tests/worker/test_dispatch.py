@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from datetime import timedelta
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from providers.kit import Limits, Retry
 from tests.worker.test_pipeline import delivery_of
 from worker import incidents, lane
 from worker.clock import StoreClock
-from worker.dispatch import PATIENCE_SECONDS, Dispatcher
+from worker.dispatch import LAG_MS, PATIENCE_SECONDS, Dispatcher
 from worker.pipeline import Landed, Pipeline
 from worker.policy import policy_of
 from worker.settings import load_settings
@@ -221,20 +222,22 @@ def queued(since: float, limits: Limits = Limits()) -> Pipeline:  # noqa: B008  
 
 
 @pytest.mark.parametrize(
-    ("full", "waited", "left"),
+    ("room", "waited", "lag_ms", "left"),
     [
-        (True, 2 * PATIENCE_SECONDS, 0),
-        (True, 0, 1),  # it gets on
-        (False, 2 * PATIENCE_SECONDS, 1),  # and keeps nobody from being read
+        (1, 2 * PATIENCE_SECONDS, 0, 0),
+        (1, 0, 2 * LAG_MS, 0),  # others' events may be among those that are read late
+        (1, 0, 0, 1),  # it gets on
+        (2, 2 * PATIENCE_SECONDS, 2 * LAG_MS, 1),  # and keeps nobody from being read
     ],
 )
-def test_where_memory_is_full_what_hardly_gets_on_waits_in_its_lane(
-    dispatcher: Dispatcher, full: bool, waited: float, left: int
+def test_where_memory_is_full_what_keeps_its_shard_from_being_read_goes_to_its_lane(
+    dispatcher: Dispatcher, room: int, waited: float, lag_ms: int, left: int
 ) -> None:
     slow = queued(time.monotonic() - waited)
+    slow.shard.read_to = int(dispatcher.clock.now_ms()) - lag_ms
     dispatcher._active.add(slow)
-    dispatcher.full = full
-    dispatcher.fire()
+    dispatcher.room = room
+    dispatcher.relieve()
     assert (slow.size, slow.shard.queued, slow.lane_len) == (left, left, 1 - left)
 
 
@@ -249,7 +252,7 @@ def test_where_memory_is_full_a_batch_waits_for_no_more_events(
     assert dispatcher._lingers(gathers)
     dispatcher.hurry()
     assert (pumped, dispatcher._lingers(gathers)) == ([gathers], False)
-    dispatcher.full = False
+    dispatcher.room = math.inf
     assert dispatcher._lingers(gathers)
 
 

@@ -29,7 +29,7 @@ def test_slow_upstreams_need_processes_for_their_requests_in_flight() -> None:
     slow = replace(LOAD, events_per_second=100, answer_seconds=2.0)
     needed = plan(slow)
     assert needed.requests_in_flight == 3000  # 1,500 a second at the peak
-    assert needed.processes == 5  # 3,000 / 1,024 / 0.6
+    assert needed.processes == 7  # 3,000 / 768 / 0.6
     assert plan(replace(slow, batched_share=1.0)).requests_in_flight == 30
     assert WorkerSettings.model_fields["window"].default == WINDOW
 
