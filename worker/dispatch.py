@@ -73,6 +73,7 @@ class Dispatcher:
         self.jobs = Jobs()
         self.rounds = Rounds(self)
         self._active: set[Pipeline] = set()
+        self._lingering: set[Pipeline] = set()  # a batch fills in memory, and a timer ends that
         self.posts = Posts(self.transport, self.clock, self._step_soon)
         self._to_pump: dict[Pipeline, None] = {}
         self._stepping = False  # under way, or about to be
@@ -106,7 +107,7 @@ class Dispatcher:
             self._join_lane(pipeline, delivery)
         else:
             pipeline.push(delivery)
-            if not pipeline.lingering or pipeline.size >= integration.limits.events:
+            if pipeline not in self._lingering or pipeline.size >= integration.limits.events:
                 self.pump_soon(pipeline)
 
     def _join_lane(self, pipeline: Pipeline, delivery: Delivery) -> None:
@@ -124,7 +125,7 @@ class Dispatcher:
     def hurry(self) -> None:
         """Let no batch wait for more events: there is no room for any."""
         self.room = 0
-        for pipeline in [pipeline for pipeline in self._active if pipeline.lingering]:
+        for pipeline in list(self._lingering):
             self.pump(pipeline)
 
     @property
@@ -184,7 +185,7 @@ class Dispatcher:
 
     def pump(self, pipeline: Pipeline) -> None:
         """Start what may be started now, and see that the rest is thought of later."""
-        pipeline.lingering = False
+        self._lingering.discard(pipeline)
         self._note_activity(pipeline)  # one that must wait takes no share of the window
         if not (pipeline.size or pipeline.buffer or pipeline.lane_len > 0):
             return
@@ -323,7 +324,7 @@ class Dispatcher:
         if left <= 0:
             return False
         self.agenda.look(pipeline, self.clock.now_ms() + left * 1000)
-        pipeline.lingering = True
+        self._lingering.add(pipeline)
         return True
 
     def _read_lane(self, pipeline: Pipeline) -> None:
@@ -573,6 +574,7 @@ class Dispatcher:
             if pipeline.shard is shard:
                 del self.pipelines[integration_id]
                 self._active.discard(pipeline)
+                self._lingering.discard(pipeline)
                 pipeline.empty()
 
     def flying(self, shard: Shard) -> int:

@@ -113,7 +113,6 @@ class Pipeline:
     ramp: int = FIRST_RAMP
     due: float = 0.0  # store clock, ms: nothing is started before
     alarm: float = 0.0  # store clock, ms: when it is looked at again; 0: not by a timer
-    lingering: bool = False  # a batch fills in memory, and a timer ends that
     suspended_epoch: int = -1
     lane_len: int = 0
     live: set[bytes] = field(default_factory=set)  # lane ids in memory, or not yet deleted there
