@@ -35,6 +35,8 @@ from worker.transport import Transport
 log = logging.getLogger(__name__)
 
 BREATH_SECONDS = 0.005
+LOOK_SECONDS = 0.05
+BUSY = 0.7  # of a core: where others want it, too, it may not get more
 FLUSH_SECONDS = 0.05
 REST_SECONDS = 0.09  # where nothing is under way: each look costs a quarter of a millisecond
 TIMERS_SECONDS = 0.1
@@ -245,9 +247,9 @@ class Drain:
 
     async def _busy(self) -> bool:
         """Whether it is this process that is too slow, rather than some upstreams."""
-        began = time.monotonic()
-        await asyncio.sleep(BREATH_SECONDS)
-        return time.monotonic() - began > 2 * BREATH_SECONDS
+        began, used = time.monotonic(), time.process_time()
+        await asyncio.sleep(LOOK_SECONDS)
+        return time.process_time() - used > BUSY * (time.monotonic() - began)
 
     @property
     def queued(self) -> int:
