@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from time import perf_counter, time_ns
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ from providers.kit import (
     plan,
 )
 from worker import metrics, traces
+from worker.clock import time_of
 from worker.directory import Integration
 from worker.pipeline import Landed
 from worker.transport import Transport, TransportError
@@ -273,7 +274,7 @@ def _shown(request: Request) -> str:
 def context_for(integration: Integration, now_ms: float, **more: Any) -> Context:
     """Return the context of an attempt at the store's clock `now_ms`."""
     return Context(
-        now=datetime.fromtimestamp(now_ms / 1000, UTC),
+        now=time_of(now_ms),
         project_id=integration.project_id,
         integration_id=integration.id,
         **more,

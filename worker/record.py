@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
 from worker import metrics, traces
+from worker.clock import time_of
 from worker.journal import PAGE, Page, Row, unpack
 from worker.registry import all_providers
 from worker.state import Keys
@@ -159,9 +160,7 @@ def tallies_of(page: Page) -> Counter[tuple[str, str]]:
     return counts
 
 
-@lru_cache(4096)
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+_time = lru_cache(4096)(time_of)
 
 
 def _deliveries(rows: Sequence[Row]) -> list[Sequence[Any]]:

@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from providers.kit import Plan, Rejected
 from worker.attempt import Attempt, Came, Report, context_for
-from worker.clock import StoreClock
+from worker.clock import StoreClock, time_of
 from worker.directory import Directory, Integration
 from worker.pipeline import Delivery, Landed, Pipeline
 from worker.state import State
@@ -58,7 +57,7 @@ class Sender:
         if notes := {d.event.id: d.note for d in batch if d.note}:
             known["notes"] = notes
         if pipeline.batch:
-            known["batch_at"] = _time(pipeline.batch[1])
+            known["batch_at"] = time_of(pipeline.batch[1])
         if integration.slug == "searchads" or integration.provider.needs_attribution:
             known |= await self._knowledge(pipeline, batch)
         context = context_for(integration, now, **known)
@@ -106,7 +105,3 @@ def adapter_failed(error: Exception) -> Report:
     """Return what comes of an event on which the adapter raised `error`."""
     told = f"{type(error).__name__} in the adapter; see the log"
     return Report([Landed(Rejected("adapter_error", told))])
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from providers.kit import Misconfigured, Outcome, Retry, Token
+from worker.clock import time_of
 from worker.directory import Integration
 from worker.transport import Transport, TransportError
 
@@ -29,7 +29,7 @@ class Tokens:
             kept = self._kept.get(integration.id)
             if kept and kept[0].version == integration.version and kept[2] > now_ms:
                 return kept[1].values
-            now = datetime.fromtimestamp(now_ms / 1000, UTC)
+            now = time_of(now_ms)
             request = source.request(integration.settings, now)
             if request is None:
                 return NONE
