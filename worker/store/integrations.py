@@ -155,9 +155,13 @@ def set_status(
     if status not in (0, 1):
         raise Invalid([("status", "must be 0 or 1")])
     found = _get(connection, integration_id, project_id, for_update=True)
+    after = {"active": status}
     if found.active == status:
-        return _try_at_once(connection, found, actor) if found.fails else found
-    values: dict[str, Any] = {"active": status, "updated_at": now()}
+        if not found.fails:
+            return found
+        _change(connection, found, actor, "integration.try", {}, after=after)
+        return get(connection, integration_id)
+    values: dict[str, Any] = {"active": status}
     if found.active == 2 and status == 1:
         values |= {
             "delivery_error_count": 0,
@@ -165,32 +169,29 @@ def set_status(
             "epoch": found.epoch + 1,
             "probation_epoch": found.epoch + 1,
         }
-    connection.execute(update(_T).where(_T.c.id == integration_id).values(values))
-    note_change(connection, found.project_id)
-    audit.add(
-        connection,
-        actor,
-        "integration.status",
-        project_id=found.project_id,
-        integration_id=integration_id,
-        before={"active": found.active},
-        after={"active": status},
-    )
+    before = {"active": found.active}
+    _change(connection, found, actor, "integration.status", values, before=before, after=after)
     return get(connection, integration_id)
 
 
-def _try_at_once(connection: Connection, found: Integration, actor: str) -> Integration:
-    connection.execute(update(_T).where(_T.c.id == found.id).values(updated_at=now()))
+def _change(
+    connection: Connection,
+    found: Integration,
+    actor: str,
+    action: str,
+    values: Mapping[str, Any],
+    **shown: Mapping[str, Any],
+) -> None:
+    """Write what an operator changed, tell the loops of it and note it, `shown` before and after.
+
+    `updated_at` moves, too, even where there are no `values`.
+    """
+    changed = {"updated_at": now()} | dict(values)
+    connection.execute(update(_T).where(_T.c.id == found.id).values(changed))
     note_change(connection, found.project_id)
     audit.add(
-        connection,
-        actor,
-        "integration.try",
-        project_id=found.project_id,
-        integration_id=found.id,
-        after={"active": found.active},
+        connection, actor, action, project_id=found.project_id, integration_id=found.id, **shown
     )
-    return get(connection, found.id)
 
 
 class Saved(NamedTuple):
@@ -235,20 +236,10 @@ def save_settings(
 
 
 def _keep(connection: Connection, would: _Would, actor: str, action: str) -> Saved:
-    id_ = would.integration.id
-    values = {"settings": would.integration.settings, "updated_at": now()}
-    connection.execute(update(_T).where(_T.c.id == id_).values(values))
-    note_change(connection, would.integration.project_id)
-    audit.add(
-        connection,
-        actor,
-        action,
-        project_id=would.integration.project_id,
-        integration_id=id_,
-        before=would.before,
-        after=shown_settings(would.settings),
-    )
-    return Saved(get(connection, id_), would.made)
+    found = would.integration
+    values, after = {"settings": found.settings}, shown_settings(would.settings)
+    _change(connection, found, actor, action, values, before=would.before, after=after)
+    return Saved(get(connection, found.id), would.made)
 
 
 def roll_secret(
