@@ -24,7 +24,7 @@ from worker.clock import StoreClock
 from worker.committer import Committer
 from worker.directory import USABLE_SECONDS, Directory
 from worker.dispatch import Dispatcher
-from worker.reader import IDLE_SECONDS, Reader
+from worker.reader import Reader
 from worker.router import Router
 from worker.settings import WorkerSettings
 from worker.shard import Shard, queued
@@ -34,8 +34,8 @@ from worker.transport import Transport
 
 log = logging.getLogger(__name__)
 
+IDLE_SECONDS = 0.02
 BREATH_SECONDS = 0.005
-LOOK_SECONDS = 0.05
 BUSY = 0.7  # of a core: where others want it, too, it may not get more
 FLUSH_SECONDS = 0.05
 REST_SECONDS = 0.09  # where nothing is under way: each look costs a quarter of a millisecond
@@ -74,6 +74,7 @@ class Drain:
         self.renewed = time.monotonic()
         self.takes_at = 0.0  # free shards, at the earliest (monotonic)
         self.beat = time.monotonic()  # for the watchdog
+        self._used = self.beat, time.process_time()  # when our CPU was looked at, and what it was
         self.leaving = False
         self._openings: set[asyncio.Task[None]] = set()
         self._jobs: list[asyncio.Task[None]] = []
@@ -140,7 +141,8 @@ class Drain:
             self.dispatcher.reconcile()
         self.router.route_late()
         self.dispatcher.fire()
-        if self.dispatcher.full and not await self._busy():
+        busy = self._busy()
+        if self.dispatcher.full and not busy:
             self.dispatcher.relieve()
 
     async def _renew(self) -> None:
@@ -245,11 +247,10 @@ class Drain:
         """Whether we may start anything new: leases fresh, configuration known."""
         return bool(self.shards) and self.directory.usable and self._safe()
 
-    async def _busy(self) -> bool:
-        """Whether it is this process that is too slow, rather than some upstreams."""
-        began, used = time.monotonic(), time.process_time()
-        await asyncio.sleep(LOOK_SECONDS)
-        return time.process_time() - used > BUSY * (time.monotonic() - began)
+    def _busy(self) -> bool:
+        """Whether it was this process that was too slow since the last look, and not upstreams."""
+        (began, used), self._used = self._used, (time.monotonic(), time.process_time())
+        return self._used[1] - used > BUSY * (self._used[0] - began)
 
     @property
     def queued(self) -> int:
