@@ -209,10 +209,10 @@ class Pipeline:
         most = self._least_tried() if self.probing else math.inf
         while self.buffer:
             first = self.buffer[0]
-            user = first.user
-            if user in self.busy or user in passed or first.attempts > most:
+            if first.user in self.busy or first.user in passed or first.attempts > most:
                 kept.append(self.buffer.popleft())
-                passed.update([user] if user else ())
+                if first.user:
+                    passed.add(first.user)
             elif batch.takes(first):
                 self.buffer.popleft()
             else:

@@ -1,7 +1,7 @@
 """Reading the intake: new entries of all our shards at once, and what a lost answer hid.
 
-While more waits, the next read is under way as long as the last is routed: else the loop stands
-still for a fifth of its time.
+The next read is under way while the last is routed: else, where more waits, the loop stands still
+for a fifth of its time.
 """
 
 import asyncio
@@ -29,7 +29,6 @@ BUFFER = 1_024  # fresh deliveries in memory, 8 KB each; up to twice as many if 
 BLOCK_MS = 500
 SOON_MS = 5  # while memory is full
 GATHER_SECONDS = 0.003  # from one read to the next: an event that is read by itself costs thrice
-IDLE_SECONDS = 0.02
 LARGEST_REREAD = 20_000
 
 

@@ -486,11 +486,11 @@ class State:
         answers the same.
         """
         bucket = now_ms // 1000 // seconds
-        asked = [of for of in read if of[1]]
-        seen = [key for keys, *_ in asked for key in (keys.seen(bucket), keys.seen(bucket - 1))]
+        asked = [(keys, (ids, entries)) for keys, ids, entries in read if ids]
+        seen = [key for keys, _ in asked for key in (keys.seen(bucket), keys.seen(bucket - 1))]
         answers: Sequence[Any] = ()
         if asked:
-            args: list[int | bytes] = [2 * seconds, *(_encode(of[1:]) for of in asked)]
+            args: list[int | bytes] = [2 * seconds, *(_encode(lists) for _, lists in asked)]
             replies = await self._run(self._looking, self._repeated, [(seen, args)])
             (answers,) = _certain(replies)
         found = iter(answers)

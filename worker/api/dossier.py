@@ -28,8 +28,7 @@ REMEDIES = {
     "bad_request": "{title} does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }
-LETTERS = ("Look at the dead letters, correct", ", then replay them")
-NO_LETTERS = ("Correct", "")
+NO_LETTERS = {"Look at the dead letters, correct": "Correct", ", then replay them": ""}
 THEN = ", then activate"  # not where it is active
 AS_NAMED = "Put right what the message names, in the settings or at {title}, then activate."
 WAIT = "Nothing to do while it is tried again; if it stays, ask {title}'s status page."
@@ -128,8 +127,9 @@ def _remedy(
         text = REMEDIES.get(row.last_error_reason or "", usual)
     provider = integration.provider
     text = text if row.active == 2 else text.replace(THEN, "")
-    for words, without in () if letters else zip(LETTERS, NO_LETTERS, strict=True):
-        text = text.replace(words, without)
+    if not letters:
+        for words, instead in NO_LETTERS.items():
+            text = text.replace(words, instead)
     return text.format(title=provider.title, secrets=_secrets(provider, integration))
 
 
