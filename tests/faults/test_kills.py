@@ -19,7 +19,7 @@ def test_children_are_killed(scene: Make) -> None:
         hooks = [s.hook("a"), s.hook("b"), s.other("amplitude")]
         worker = s.worker()
         s.send(600)
-        s.moving(100)
+        s.reached(100)
         for child in s.children(worker):
             end(child, SIGKILL)
         fresh = s.send(10)

@@ -152,7 +152,7 @@ def test_a_half_open_link(scene: Make) -> None:
         s.hook("a")
         s.worker(**s.behind(link))
         s.send(100)
-        s.moving(20)
+        s.reached(20)
         link.silent = True
         s.send(300)
         eventually(lambda: not s.redis.exists(Keys(SHARD).lease), 60, "the lease lapses")
@@ -200,7 +200,7 @@ def test_the_broker_is_spoilt(scene: Make) -> None:
         s.hook("a")
         worker = s.worker()
         s.send(200)
-        s.moving()
+        s.reached(1)
         for garbage in (b"x", b"null", b"[" * 100_000, b'{"body": "%%%", "properties": {}}'):
             for queue in broker.keys("onward.drain.*"):
                 broker.lpush(queue, garbage)

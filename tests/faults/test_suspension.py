@@ -266,7 +266,7 @@ def test_a_whole_batch_across_a_kill(scene: Make) -> None:
         worker = s.worker()
         s.fault("cut", slug="amazon_s3")  # taken, and no answer
         s.send(200)
-        s.moving(200)
+        s.reached(200)
         s.kill_all(worker)
         s.send(50)
         s.no_faults()
