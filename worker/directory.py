@@ -166,7 +166,8 @@ class Directory:
             self._thread.join(timeout=5)
 
     def _compiled(self, row: Any) -> Integration:
-        version = (row.active, row.epoch, row.probation_epoch, row.updated_at, row.settings)
+        settings = hash(row.settings)  # other than `updated_at` says where keys were rotated
+        version = (row.active, row.epoch, row.probation_epoch, row.updated_at, settings)
         present = self._by_id.get(row.id)
         if present is not None and present.version == version:
             return present

@@ -5,6 +5,7 @@ import re
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from urllib.parse import quote, quote_plus, urlsplit
 
 from msgspec.structs import replace
@@ -34,12 +35,17 @@ class Mask:
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {
-            form: _shown(secret) for secret in filter(None, secrets) for form in _forms(secret)
-        }
-        self._forms = forms
-        longest_first = sorted(forms, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(_expression, longest_first))) if forms else None
+        self._secrets = tuple(filter(None, secrets))
+
+    @cached_property
+    def _forms(self) -> dict[str, str]:
+        """What each form of a secret becomes. Most masks never hide anything: theirs take 7 KB."""
+        return {form: _shown(secret) for secret in self._secrets for form in _forms(secret)}
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        longest_first = sorted(self._forms, key=len, reverse=True)
+        return re.compile("|".join(map(_expression, longest_first))) if longest_first else None
 
     def __call__(self, text: str) -> str:
         """Return somebody's words without the secrets, and without what looks like a credential."""

@@ -6,11 +6,12 @@ is recorded once however often it is tried, and by however many recorders.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeAlias
 
+import msgspec
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -144,7 +145,7 @@ def _move_marks(connection: Connection, marks: Sequence[Mark]) -> bool:
     """Move the marks of all shards from where they are said to be; False where one is elsewhere."""
     rows = [{"shard": shard, "before": before, "to": to} for shard, before, to in sorted(marks)]
     statements = _moving(connection.dialect.name)
-    given = {"given": json.dumps(rows)}
+    given = {"given": _json(rows)}
     return sum(connection.execute(one, given).rowcount for one in statements) == len(marks)
 
 
@@ -172,6 +173,10 @@ def _given(dialect: str, **types: TypeEngine[Any]) -> FromClause:
     fields = (func.json_extract(value, f"$.{one.name}", type_=one.type) for one in columns)
     named = (field.label(name) for field, name in zip(fields, types, strict=True))
     return select(*named).subquery("given")
+
+
+def _json(rows: Sequence[Fields]) -> str:
+    return msgspec.json.encode(rows).decode()
 
 
 def _columns(dialect: Dialect, table: Table, rows: Iterable[Fields]) -> list[Sequence[Any]]:
@@ -262,7 +267,7 @@ def _add_tallies(connection: Connection, tallies: Mapping[tuple[str, str], int])
         {"integration_id": integration, "outcome": outcome, "count": count}
         for (integration, outcome), count in sorted(tallies.items())  # one order: no deadlock
     ]
-    connection.execute(_adding(connection.dialect.name), {"given": json.dumps(rows)})
+    connection.execute(_adding(connection.dialect.name), {"given": _json(rows)})
 
 
 @cache
@@ -287,10 +292,10 @@ def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
     """
     if not health:
         return
-    rows = [_health(id_, seen) for id_, seen in sorted(health.items())]
     written: Any = UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
-    given = json.dumps(rows, default=lambda at: str(written(at)))
-    connection.execute(_noting(connection.dialect.name), {"given": given})
+    text = cache(lambda at: at and str(written(at)))  # few times, many integrations
+    rows = [_health(id_, seen, text) for id_, seen in sorted(health.items())]
+    connection.execute(_noting(connection.dialect.name), {"given": _json(rows)})
 
 
 @cache
@@ -326,17 +331,18 @@ def _noting(dialect: str) -> Update:
     )
 
 
-def _health(integration_id: str, seen: Fields) -> dict[str, Any]:
+def _health(integration_id: str, seen: Fields, text: Callable[[Any], Any]) -> dict[str, Any]:
     failures = seen.get("failures", 0)
+    first = seen.get("first_error_at", seen.get("last_error_at")) if failures else None
     return {
         "of": integration_id,
-        "delivered_at": seen.get("last_delivery_at"),
-        "error_at": seen.get("last_error_at"),
+        "delivered_at": text(seen.get("last_delivery_at")),
+        "error_at": text(seen.get("last_error_at")),
         "message": seen.get("last_error_message"),
         "reason": seen.get("last_error_reason"),
         "failures": failures,
         "delivered": bool(seen.get("delivered")),
-        "first": seen.get("first_error_at", seen.get("last_error_at")) if failures else None,
+        "first": text(first),
     }
 
 

@@ -278,12 +278,12 @@ class _Connection(asyncio.BufferedProtocol):
         self._pools = pools
         self._parser = httptools.HttpResponseParser(self)
         self._asked: _Asked | None = None
+        self._raw: list[tuple[bytes, bytes]] = []  # headers of its answer
+        self._body: list[bytes] = []
         self._used = False
 
     def ask(self, asked: _Asked) -> None:
         """Write a request, and see to its answer. Once at a time."""
-        self._raw: list[tuple[bytes, bytes]] = []  # headers
-        self._body: list[bytes] = []
         self._size = 0  # of the body so far
         self._interim = 0
         self._room = MAX_HEAD
@@ -332,6 +332,7 @@ class _Connection(asyncio.BufferedProtocol):
         asked = self._end()
         if asked and not asked.answer.done():
             asked.answer.set_result(answer(self._status, self._raw, b"".join(self._body)))
+        self._raw, self._body = [], []
         self._used = True
         written = not self.transport.get_write_buffer_size()
         if whole and written and asked and self._parser.should_keep_alive():
