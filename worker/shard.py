@@ -10,7 +10,7 @@ import msgspec
 from worker.connection import Command
 from worker.journal import PAGE, Page, pack
 from worker.pipeline import Delivery
-from worker.state import Commit, Keys, tally_commands
+from worker.state import Commit, Keys
 
 _encode = msgspec.msgpack.Encoder().encode
 _progress = msgspec.msgpack.Decoder(tuple[list[str], list[str]])
@@ -148,7 +148,8 @@ class Shard:
 
     def build(self) -> "Written":
         """Return what to write now, and start collecting anew."""
-        commit = Commit(acks=self.acks)
+        counts = {f"{of}|{name}": count for (of, name), count in self.tallies.items()}
+        commit = Commit(self.acks, [], counts)
         adding, after = self.adding, self.after
         commands = commit.commands
         for delivery in adding:
@@ -162,7 +163,6 @@ class Shard:
             state = _encode((entry.targets, entry.done))
             commands.append(("HSET", self.keys.progress, entry.id, state))
         commands += self.commands
-        commands += tally_commands(self.keys, self.tallies)
         self.page.accepted = {
             integration: count
             for (integration, name), count in self.tallies.items()

@@ -5,8 +5,8 @@ All keys of a shard carry its number as a hash tag, so that one script may touch
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
@@ -28,7 +28,6 @@ LEASE_MS = 10_000
 PIPE_DAYS = 7
 
 _encode = msgspec.msgpack.Encoder().encode
-Call: TypeAlias = tuple[Sequence[str], Sequence[Any]]  # keys and arguments of a script
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,63 +115,89 @@ def shard_of(project_id: str, shards: int) -> int:
     return zlib.crc32(project_id.encode()) % shards
 
 
-# Goes before the scripts that need the lease. KEYS: lease, committed. ARGV: token, ms of the lease,
-# number of the last commit we know to be written.
+# Goes before the scripts that need leases. ARGV: token, ms of the lease. `known` is the number of
+# the last commit we know to be written.
 # One that lapsed while the store was away is still ours if nobody has taken it since: what we have
 # in hand need not be sent again. Where the store has gone back to an older copy, it is not what we
 # have in hand, and even a lease that stands is lost.
 _LEASE = """
-local function ours()
-  local holder = redis.call('GET', KEYS[1])
-  if (holder or redis.pcall('HGET', KEYS[2], 'taker')) ~= ARGV[1] then return false end
-  local number = redis.pcall('HGET', KEYS[2], 'number')
+local function ours(lease, committed, known)
+  local holder = redis.call('GET', lease)
+  if (holder or redis.pcall('HGET', committed, 'taker')) ~= ARGV[1] then return false end
+  local number = redis.pcall('HGET', committed, 'number')
   if type(number) == 'table' then return true end -- no hash: whoever writes to it says so
-  return (tonumber(number) or 0) >= tonumber(ARGV[3])
+  return (tonumber(number) or 0) >= tonumber(known)
 end
-local function lengthen()
-  if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then -- a first write that a full server allows
-    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local function lengthen(lease)
+  if redis.call('PEXPIRE', lease, ARGV[2]) == 0 then -- a first write that a full server allows
+    redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
   end
 end
 """
 
-# ARGV, behind those of the lease: number of this commit, then (count, command …) repeated.
+# Of several shards at once, each by itself: a call of its own each costs more than what it writes.
+# KEYS: of each shard lease, committed, intake, tally. ARGV, behind those of the lease: group, then
+# of each shard packed: last number, number of this commit, acknowledgements, counts, how many
+# commands; and after that each of those: how many words, words.
 # A commit whose answer was lost is sent again under its number, and answered from `committed`.
 _COMMIT = """
-if not ours() then return false end
-local number, last = tonumber(ARGV[4]), tonumber(redis.call('HGET', KEYS[2], 'number')) or 0
-if last == number then return cmsgpack.unpack(redis.call('HGET', KEYS[2], 'added')) end
-if last > number then return {} end -- a copy that comes late
-local kinds = {XACK='stream', XDEL='stream', XADD='stream', EMPTIED='stream', HSET='hash',
-               HDEL='hash', HINCRBY='hash', ZADD='zset', ZREM='zset'}
-local i = 5
-local checked = {}
-while i <= #ARGV do -- all or nothing: a script that stops midway is not undone
-  local kind, key = kinds[ARGV[i + 1]], ARGV[i + 2]
-  if kind and not checked[key] then
-    local is = redis.call('TYPE', key).ok
-    if is ~= kind and is ~= 'none' then
-      return redis.error_reply('WRONGTYPE ' .. key .. ' is a ' .. is .. ', not a ' .. kind)
-    end
+local KINDS = {XDEL='stream', XADD='stream', EMPTIED='stream', HSET='hash', HDEL='hash',
+               ZADD='zset', ZREM='zset'}
+local function check(kind, key)
+  local is = redis.call('TYPE', key).ok
+  if is ~= kind and is ~= 'none' then
+    error({err = 'WRONGTYPE ' .. key .. ' is a ' .. is .. ', not a ' .. kind})
+  end
+end
+local function commit(lease, committed, intake, tally, known, number, acks, counts, commands)
+  if not ours(lease, committed, known) then return false end
+  local last = tonumber(redis.call('HGET', committed, 'number')) or 0
+  if last == number then return cmsgpack.unpack(redis.call('HGET', committed, 'added')) end
+  if last > number then return {} end -- a copy that comes late
+  check('stream', intake) -- all or nothing: a script that stops midway is not undone
+  check('hash', tally)
+  local checked = {}
+  for _, command in ipairs(commands) do
+    local kind, key = KINDS[command[1]], command[2]
+    if kind and not checked[key] then check(kind, key) end
     checked[key] = true
   end
-  i = i + tonumber(ARGV[i]) + 1
-end
-lengthen()
-local added = {}
-i = 5
-while i <= #ARGV do
-  local n = tonumber(ARGV[i])
-  if ARGV[i + 1] ~= 'EMPTIED' then
-    local reply = redis.call(unpack(ARGV, i + 1, i + n))
-    if ARGV[i + 1] == 'XADD' then added[#added + 1] = reply end
-  elseif redis.call('XLEN', ARGV[i + 2]) == 0 then -- else it has grown from outside since
-    redis.call('ZREM', ARGV[i + 3], ARGV[i + 4])
+  lengthen(lease)
+  for first = 1, #acks, 1000 do
+    local past = math.min(first + 999, #acks)
+    redis.call('XACK', intake, ARGV[3], unpack(acks, first, past))
+    redis.call('XDEL', intake, unpack(acks, first, past))
   end
-  i = i + n + 1
+  local added = {}
+  for _, command in ipairs(commands) do
+    if command[1] ~= 'EMPTIED' then
+      local reply = redis.call(unpack(command))
+      if command[1] == 'XADD' then added[#added + 1] = reply end
+    elseif redis.call('XLEN', command[2]) == 0 then -- else it has grown from outside since
+      redis.call('ZREM', command[3], command[4])
+    end
+  end
+  for name, count in pairs(counts) do redis.call('HINCRBY', tally, name, count) end
+  redis.call('HSET', committed, 'number', number, 'added', cmsgpack.pack(added))
+  return added
 end
-redis.call('HSET', KEYS[2], 'number', number, 'added', cmsgpack.pack(added))
-return added
+local replies = {}
+local i = 4
+for n = 1, #KEYS, 4 do
+  local known, number, acks, counts, follow = unpack(cmsgpack.unpack(ARGV[i]))
+  local commands = {}
+  i = i + 1
+  for c = 1, follow do
+    local last = i + tonumber(ARGV[i])
+    commands[c] = {unpack(ARGV, i + 1, last)}
+    i = last + 1
+  end
+  local ok, reply = pcall(commit, KEYS[n], KEYS[n + 1], KEYS[n + 2], KEYS[n + 3],
+                          known, number, acks, counts, commands)
+  if not ok then reply = redis.error_reply(type(reply) == 'table' and reply.err or reply) end
+  replies[#replies + 1] = reply
+end
+return replies
 """
 
 # KEYS: lease, intake, committed. ARGV: token, ms, group, when it is too late (store clock, ms): a
@@ -194,10 +219,15 @@ redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
 return 1
 """
 
+# KEYS: of each shard lease, committed. ARGV, behind those of the lease: of each `known`.
 _RENEW = """
-if not ours() then return 0 end
-lengthen()
-return 1
+local kept = {}
+for n = 1, #KEYS / 2 do
+  local lease, committed = KEYS[2 * n - 1], KEYS[2 * n]
+  kept[n] = ours(lease, committed, ARGV[n + 2]) and 1 or 0
+  if kept[n] == 1 then lengthen(lease) end
+end
+return kept
 """
 
 _RELEASE = """
@@ -302,27 +332,15 @@ class LeaseLost(Exception):
     """The shard is somebody else's now; nothing was committed."""
 
 
-@dataclass
-class Commit:
-    """What one flush of a shard writes, in the order it must be written."""
+class Commit(msgspec.Struct):
+    """What one flush of a shard writes, in the order it is written."""
 
-    acks: list[bytes] = field(default_factory=list)
-    commands: list[Command] = field(default_factory=list)
-
-    def flat(self, keys: Keys) -> list[Any]:
-        """Return the script's arguments: the acknowledgement first, then the rest."""
-        flat: list[Any] = []
-        for start in range(0, len(self.acks), 1000):
-            ids = self.acks[start : start + 1000]
-            flat += [3 + len(ids), "XACK", keys.intake, GROUP, *ids]
-            flat += [2 + len(ids), "XDEL", keys.intake, *ids]
-        for command in self.commands:
-            flat.append(len(command))
-            flat.extend(command)
-        return flat
+    acks: list[bytes] = []
+    commands: list[Command] = []
+    counts: dict[str, int] = {}  # to be added to the tally
 
     def __bool__(self) -> bool:
-        return bool(self.acks or self.commands)
+        return bool(self.acks or self.commands or self.counts)
 
 
 class State:
@@ -431,9 +449,11 @@ class State:
 
         One that lapsed and that nobody took is not lost.
         """
-        calls = [((keys.lease, keys.committed), (token, LEASE_MS, last)) for keys, last in shards]
-        replies = await self._run(self._renewing, self._renew, calls)
-        return [bool(kept) for kept in _certain(replies)]
+        held = list(shards)
+        names = [name for keys, _ in held for name in (keys.lease, keys.committed)]
+        known = [last for _, last in held]
+        kept = await self._run(self._renewing, self._renew, names, [token, LEASE_MS, *known])
+        return [bool(still) for still in kept]
 
     async def release(self, keys: Keys, token: str) -> None:
         """Give the lease up, if it is still ours."""
@@ -448,14 +468,18 @@ class State:
         `LeaseLost` where the shard is another's. Sent again with the same number, it is written
         once.
         """
-        calls = [
-            (
-                (keys.lease, keys.committed),
-                (token, LEASE_MS, last, number, *commit.flat(keys)),
-            )
-            for keys, last, number, commit in commits
+        names = [
+            name
+            for keys, *_ in commits
+            for name in (keys.lease, keys.committed, keys.intake, keys.tally)
         ]
-        replies = await self._run(self._writing, self._commit, calls)
+        arguments: list[Any] = [token, LEASE_MS, GROUP]
+        for _, last, number, what in commits:
+            acks = [*map(bytes.decode, what.acks)]  # what Lua unpacks has no bytes
+            arguments.append(_encode((last, number, acks, what.counts, len(what.commands))))
+            for command in what.commands:
+                arguments += (len(command), *command)
+        replies = await self._run(self._writing, self._commit, names, arguments)
         return [LeaseLost() if reply is None else reply for reply in replies]
 
     async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, bytes]]:
@@ -488,28 +512,27 @@ class State:
         bucket = now_ms // 1000 // seconds
         asked = [(keys, (ids, entries)) for keys, ids, entries in read if ids]
         seen = [key for keys, _ in asked for key in (keys.seen(bucket), keys.seen(bucket - 1))]
-        answers: Sequence[Any] = ()
-        if asked:
-            args: list[int | bytes] = [2 * seconds, *(_encode(lists) for _, lists in asked)]
-            replies = await self._run(self._looking, self._repeated, [(seen, args)])
-            (answers,) = _certain(replies)
-        found = iter(answers)
+        packed = [_encode(lists) for _, lists in asked]
+        found = iter(await self._run(self._looking, self._repeated, seen, [2 * seconds, *packed]))
         return [set(next(found)) if ids else set() for _, ids, _ in read]
 
     async def _run(
-        self, connection: Dedicated, script: AsyncScript, calls: Sequence[Call]
-    ) -> list[Any]:
-        """Return the answers, errors among them, of calls of a script, in one round trip."""
-        if not calls:
+        self, connection: Dedicated, script: AsyncScript, keys: list[str], arguments: list[Any]
+    ) -> Sequence[Any]:
+        """Return a script's answer to each of those its keys are of; none where there are none.
+
+        Raises:
+            RedisError: it has given none.
+        """
+        if not keys:
             return []
-        commands: list[Command] = [
-            ("EVALSHA", script.sha, len(keys), *keys, *arguments) for keys, arguments in calls
-        ]
-        replies = await connection.ask(*commands)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
+        command: Command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        replies = await connection.ask(command)
+        if isinstance(replies[0], NoScriptError):
             await self.redis.script_load(script.script)
-            replies = await connection.ask(*commands)
-        return replies
+            replies = await connection.ask(command)
+        (answers,) = _certain(replies)
+        return answers  # type: ignore[no-any-return]
 
 
 def _certain(replies: list[Any]) -> list[Any]:
@@ -518,9 +541,3 @@ def _certain(replies: list[Any]) -> list[Any]:
         if isinstance(reply, RedisError):
             raise reply
     return replies
-
-
-def tally_commands(keys: Keys, tallies: dict[tuple[str, str], int]) -> Iterable[Command]:
-    """Yield the increments of a commit."""
-    for (integration, name), count in tallies.items():
-        yield ("HINCRBY", keys.tally, f"{integration}|{name}", count)

@@ -85,6 +85,19 @@ async def test_a_shard_that_fails_does_not_keep_others(state: State, redis: Any)
     assert await redis.xlen(LANE) == 1
 
 
+async def test_thousands_are_acknowledged_at_once(state: State, redis: Any) -> None:
+    for number in range(2_500):
+        await redis.xadd(KEYS.intake, {"event": "{}"}, id=f"1-{number + 1}")
+    read = await redis.xreadgroup(GROUP, "me", {KEYS.intake: ">"})
+    ids = [entry_id for entry_id, _ in read[0][1]]
+    done = Commit(ids, [], {"a|accepted": 2_500, "a|delivered": 2_499})
+    assert await commit(state, 1, done) == []
+    assert (await redis.xpending(KEYS.intake, GROUP))["pending"] == 0
+    assert await redis.xlen(KEYS.intake) == 0
+    counted = {b"a|accepted": b"2500", b"a|delivered": b"2499"}
+    assert await redis.hgetall(KEYS.tally) == counted
+
+
 async def test_nothing_is_written_without_the_lease(state: State, redis: Any) -> None:
     entry = await read_one(redis)
     await redis.set(KEYS.lease, "another")
