@@ -7,12 +7,14 @@ Redis, and who knows an event finds its trace.
 """
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from providers.kit import Delivered, Event
+from worker import OTEL_METRICS
 from worker.journal import Row
 from worker.settings import WorkerSettings
 
@@ -143,6 +145,8 @@ def start(settings: WorkerSettings) -> None:
     global on  # noqa: PLW0603  one a process, as a logger
     if not settings.otlp_url:
         return
+    if sys.modules[OTEL_METRICS] is None:
+        del sys.modules[OTEL_METRICS]
     try:
         from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
