@@ -4,7 +4,8 @@ Source: https://www.braze.com/docs/api/endpoints/user_data/post_user_track
 Batch:  75 events, 75 purchases and 75 attributes a request (monthly active users plans: 50 in
         all); 4 MB, and 100 KB an object.
 Dedup:  none: what is sent twice counts twice; `event_id` is among the properties.
-Errors: a success may name refused entries by array and index; the others are in.
+Errors: a success may name refused entries by array and index; the others are in. A purchase in a
+        currency unknown to Braze goes again in US dollars.
 """
 
 import re
@@ -74,6 +75,7 @@ TEXT = 255  # characters of a name or a property
 LARGEST = 100 * KB
 LIMITS = Limits(events=PER_ARRAY, bytes=4 * MB, linger=timedelta(seconds=0.5))
 NO_DATA = "Valid data must be provided"
+DOLLARS = "dollars"  # the note of an event that is in, but for its purchase
 
 Instance: TypeAlias = Literal[
     "US-01", "US-02", "US-03", "US-04", "US-05", "US-06", "US-07", "US-08", "US-09", "US-10",
@@ -137,7 +139,7 @@ def encode(events: Sequence[Event], settings: BrazeSettings, context: Context) -
     unsent: dict[int, Unsent] = {}
     members: dict[bool, list[Member]] = defaultdict(list)
     for position, event in enumerate(events):
-        made = _objects(event, settings)
+        made = _objects(event, settings, dollars=context.notes.get(event.id) == DOLLARS)
         if isinstance(made, Skipped):
             unsent[position] = made
             continue
@@ -209,22 +211,23 @@ def _track(
     return Request.json(url, body, headers=headers, events=events, refs=refs or {})
 
 
-def _objects(event: Event, settings: BrazeSettings) -> dict[str, dict[str, Json]] | Skipped:
-    """Return what to put into which array."""
+def _objects(
+    event: Event, settings: BrazeSettings, *, dollars: bool
+) -> dict[str, dict[str, Json]] | Skipped:
+    """Return what to put into which array; with `dollars` the purchase alone, in them."""
     who = _identifier(event, settings)
     if not who:
         return Skipped("no_identity", "no Braze identifier (external_id, alias or e-mail)")
     per_store = {"iOS": settings.app_id_ios, "Android": settings.app_id_android}
     head = who | known(app_id=per_store.get(event.platform) or settings.app_id)
     time = iso(event.time)
-    objects = {
-        "events": head
-        | {
+    objects: dict[str, dict[str, Json]] = {}
+    if not dollars:
+        objects["events"] = head | {
             "name": name_of(event, settings, {}),
             "time": time,
             "properties": _properties(event, settings),
         }
-    }
     money = revenue_of(event, settings)
     if (
         money is not None
@@ -232,7 +235,7 @@ def _objects(event: Event, settings: BrazeSettings) -> dict[str, dict[str, Json]
         and event.product_id
         and event.name in MONEY_IN | MONEY_OUT
     ):
-        price, currency = amount_of(money, settings.revenue_basis)
+        price, currency = amount_of(money, "usd" if dollars else settings.revenue_basis)
         objects["purchases"] = head | {
             "product_id": event.product_id[:TEXT],
             "currency": currency,
@@ -241,7 +244,7 @@ def _objects(event: Event, settings: BrazeSettings) -> dict[str, dict[str, Json]
             "time": time,
             "properties": {"event_id": event.stable_id},
         }
-    return objects
+    return objects or Skipped("switched_off", "the event is in, and purchases are switched off")
 
 
 def _identifier(event: Event, settings: BrazeSettings) -> dict[str, Json]:
@@ -283,17 +286,25 @@ def _properties(event: Event, settings: BrazeSettings) -> dict[str, Json]:
 
 
 def classify(request: Request, response: Response, settings: BrazeSettings) -> Verdict:
+    """Return what the answer means; a purchase that goes in dollars goes so until it is in."""
+    verdict = _meaning(request, response)
+    if isinstance(verdict, Retry) and "events.0" not in request.refs:
+        return replace(verdict, note=DOLLARS)
+    return verdict
+
+
+def _meaning(request: Request, response: Response) -> Verdict:
     """Return what the answer means: a success may hold errors, its message tells which kind."""
     said = text_at(response.json, "message")
     message = said or response.text
-    named = _named(response.json, request)
-    rest: Outcome = Split("bad_request", message)
+    success = response.status // 100 == 2
+    taken = success and said.lower() in ("success", "queued", "")
+    named = _named(response.json, request, taken=taken)
+    rest: Outcome = Delivered() if taken else Split("bad_request", message)
     match response.status:
-        case status if 200 <= status < 300:
+        case _ if success:
             if not isinstance(response.json, dict):
                 return Retry("bad_answer", message)
-            if said.lower() in ("success", "queued", ""):
-                rest = Delivered()
             return Partial(named, rest) if named else rest
         case 400:
             if named and message.startswith(NO_DATA):  # then nothing was valid
@@ -307,15 +318,22 @@ def classify(request: Request, response: Response, settings: BrazeSettings) -> V
             return by_status(response, message)
 
 
-def _named(body: Json, request: Request) -> dict[int, Outcome]:
-    """Return the refused entries, which the answer names by array and index."""
+def _named(body: Json, request: Request, *, taken: bool) -> dict[int, Outcome]:
+    """Return the refused entries, which the answer names by array and index.
+
+    Where the others are `taken`, a purchase refused for its currency alone goes again in dollars.
+    """
     named: dict[int, Outcome] = {}
     errors = at(body, "errors")
     for error in errors if isinstance(errors, list) else ():
-        entry = f"{text_at(error, 'input_array')}.{text_at(error, 'index')}"
-        if entry in request.refs:
-            outcome = Rejected("invalid_event", text_at(error, "type"))
-            named.setdefault(request.refs[entry], outcome)
+        array, kind = text_at(error, "input_array"), text_at(error, "type")
+        index = request.refs.get(f"{array}.{text_at(error, 'index')}")
+        if index is None or isinstance(named.get(index), Rejected):
+            continue
+        named[index] = Rejected("invalid_event", kind)
+        first = "events.0" in request.refs  # what goes in dollars has no events
+        if taken and first and array == "purchases" and "currency" in kind.lower():
+            named[index] = Retry("bad_currency", kind, timedelta(0), note=DOLLARS)
     return named
 
 

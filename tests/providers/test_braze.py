@@ -12,6 +12,7 @@ from providers.kit import (
     InvalidSettings,
     Misconfigured,
     Partial,
+    Plan,
     Rejected,
     Response,
     Retry,
@@ -323,6 +324,93 @@ BAD_TIME = Rejected("invalid_event", "'time' is not valid")
 )
 def test_classify(status: int, body: Any, verdict: Verdict) -> None:
     assert classified(provider, SETTINGS, status, body, event(), refund(), trial()) == verdict
+
+
+BYN = {"revenue": {"value": 32.5, "value_usd": 9.99, "currency": "BYN"}}
+NO_CURRENCY = "'currency' is not valid"
+IN_DOLLARS = Retry("bad_currency", NO_CURRENCY, timedelta(0), note="dollars")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "errors", "verdict"),
+    [
+        (201, "success", [error("purchases", 1, NO_CURRENCY)], Partial({1: IN_DOLLARS})),
+        (
+            201,
+            "success",
+            [error("purchases", 1, NO_CURRENCY), error("events", 1)],
+            Partial({1: BAD_TIME}),
+        ),
+        (
+            201,
+            "success",
+            [error("events", 1), error("purchases", 1, NO_CURRENCY)],
+            Partial({1: BAD_TIME}),
+        ),
+        (
+            201,
+            "success",
+            [error("events", 1, NO_CURRENCY)],
+            Partial({1: Rejected("invalid_event", NO_CURRENCY)}),
+        ),
+        (
+            201,
+            "Internal fault",
+            [error("purchases", 1, NO_CURRENCY)],
+            Partial(
+                {1: Rejected("invalid_event", NO_CURRENCY)}, Split("bad_request", "Internal fault")
+            ),
+        ),
+        (
+            400,
+            NO_DATA,
+            [error("purchases", 1, NO_CURRENCY)],
+            Partial(
+                {1: Rejected("invalid_event", NO_CURRENCY)}, Rejected("invalid_event", NO_DATA)
+            ),
+        ),
+    ],
+)
+def test_a_purchase_in_a_currency_unknown_to_braze_goes_again_in_dollars(
+    status: int, message: str, errors: list[dict[str, Any]], verdict: Verdict
+) -> None:
+    body = {"message": message, "errors": errors}
+    assert classified(provider, SETTINGS, status, body, event(), event(**BYN)) == verdict
+
+
+def test_sends_again_in_dollars_the_purchase_alone() -> None:
+    paid = event(**BYN)
+    notes = {paid.id: "dollars"}
+    (request,) = planned(provider, SETTINGS, paid, notes=notes).requests
+    assert request.refs == {"purchases.0": 0}
+    assert json.loads(request.body) == {
+        "purchases": [
+            {
+                "external_id": "acct-40001",
+                "product_id": "com.acme.pro.month",
+                "currency": "USD",
+                "price": 9.99,
+                "quantity": 1,
+                "time": "2026-01-01T00:00:00Z",
+                "properties": {"event_id": "6a6527b6-e423-53db-a794-7a4b9dbea32f"},
+            }
+        ]
+    }
+    read = read_settings("Braze", provider.settings, SETTINGS)
+    body = json.dumps({"message": "success", "errors": [error("purchases", 0, NO_CURRENCY)]})
+    refused = provider.classify(request, Response(201, {}, body.encode()), read)
+    assert refused == Partial({0: Rejected("invalid_event", NO_CURRENCY)})
+    busy = provider.classify(request, Response(503, {}, b""), read)
+    assert busy == Retry("unavailable", note="dollars")
+
+
+def test_sends_no_event_twice_where_purchases_were_switched_off_meanwhile() -> None:
+    paid = event(**BYN)
+    settings = {**SETTINGS, "send_purchases": False}
+    plan = planned(provider, settings, paid, notes={paid.id: "dollars"})
+    assert plan == Plan(
+        (), {0: Skipped("switched_off", "the event is in, and purchases are switched off")}
+    )
 
 
 @pytest.mark.parametrize(
