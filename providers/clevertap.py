@@ -1,7 +1,8 @@
 """CleverTap, events through /1/upload.
 
 Source: https://developer.clevertap.com/docs/upload-events-api
-Batch:  1,000 records; 15 uploads at once per account; 4 MB a request here, none is published.
+Batch:  1,000 records, 100 here: an answer may hold all of them, and 64 KiB of it are read;
+        15 uploads at once per account; 4 MB a request here, none is published.
 Dedup:  none: what is sent twice counts twice; `event_id` is in `evtData`.
 Errors: a 200 may be partial or a failure; refused records come back whole, with a code each.
 """
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (
+    KB,
     MB,
     MONEY_IN,
     Check,
@@ -59,7 +61,8 @@ SYSTEM = (
     "Session Concluded"
 )
 TEXT = 512  # bytes of a value
-RECORDS = 1000
+RECORDS = 100
+READ = 64 * KB  # of an answer
 LIMITS = Limits(events=RECORDS, bytes=4 * MB, concurrency=15, linger=timedelta(seconds=1))
 THROTTLE = timedelta(seconds=60)
 SERVER_ERROR = "555"  # of a record; all its other codes are final
@@ -196,6 +199,8 @@ def classify(request: Request, response: Response, settings: ClevertapSettings) 
         hint = f"{error} (or the project is not in region {settings.region})"
         return Misconfigured("unauthorized", hint)
     if response.status == 200:
+        if body is None and len(response.body) >= READ and response.body.startswith(b"{"):
+            return Split("long_answer", "the answer is too long to be read")
         return _uploaded(request, body, error)
     if response.status == 400:
         return Split("bad_request", error)

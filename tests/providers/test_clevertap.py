@@ -8,6 +8,7 @@ import pytest
 
 from providers.clevertap import limits_of, provider
 from providers.kit import (
+    KB,
     Delivered,
     InvalidSettings,
     Misconfigured,
@@ -121,12 +122,12 @@ def test_money_in_is_charged_too_if_wanted() -> None:
     }
 
 
-@pytest.mark.parametrize(("charged", "sizes"), [(False, [1000, 1]), (True, [500, 500, 1])])
-def test_a_request_carries_1000_records(charged: bool, sizes: list[int]) -> None:
+@pytest.mark.parametrize(("charged", "sizes"), [(False, [100, 1]), (True, [50, 50, 1])])
+def test_a_request_carries_100_records(charged: bool, sizes: list[int]) -> None:
     settings = {**SETTINGS, "send_charged": charged}
-    plan = planned(provider, settings, *[event(id=f"evt-{number}") for number in range(1001)])
+    plan = planned(provider, settings, *[event(id=f"evt-{number}") for number in range(101)])
     assert [len(r.events) for r in plan.requests] == sizes
-    assert max(len(json.loads(r.body)["d"]) for r in plan.requests) == 1000
+    assert max(len(json.loads(r.body)["d"]) for r in plan.requests) == 100
     assert limits_of(read_settings("", provider.settings, settings)).events == sizes[0]
 
 
@@ -289,6 +290,33 @@ SKIPPED = {"status": "fail", "code": 512, "error": "Skipped record number : 2"}
 )
 def test_classify(status: int, body: Any, verdict: Verdict) -> None:
     assert classified(provider, SETTINGS, status, body, event(), refund(), trial()) == verdict
+
+
+def test_the_answer_is_read_whole_even_where_all_but_one_are_refused() -> None:
+    events = [event(id=f"evt-{number}", product_id="p" * 80) for number in range(300)]
+    request = planned(provider, SETTINGS, *events).requests[0]
+    entry = {"status": "fail", "code": 528, "error": "Discarded event raised"}
+    refused = [{**entry, "record": record} for record in json.loads(request.body)["d"][1:]]
+    body = {"status": "partial", "processed": 1, "unprocessed": refused}
+    raw = json.dumps(body).encode()[: 64 * KB]  # as much of an answer is read
+    refusal = Rejected("invalid_event", "Discarded event raised (code 528)")
+    expected = Partial(dict.fromkeys(range(1, len(request.events)), refusal))
+    assert classified(provider, SETTINGS, 200, raw, *events) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "verdict"),
+    [
+        (b'{"status":"partial","unprocessed":[{"record":"', Split),
+        (b"<!doctype html><html>", Retry),
+    ],
+)
+def test_the_events_of_an_answer_too_long_to_be_read_go_again_in_halves(
+    start: bytes, verdict: type[Verdict]
+) -> None:
+    raw = start.ljust(64 * KB, b"x")
+    found = classified(provider, SETTINGS, 200, raw, event(), trial())
+    assert isinstance(found, verdict)
 
 
 def test_a_record_that_lost_its_data_is_known_by_user_name_and_time() -> None:
