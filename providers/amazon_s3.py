@@ -70,6 +70,7 @@ ExternalId = Annotated[
 Key = Annotated[str, matching(r"[\x21-\x7e]{1,2048}", "must be a key id or ARN")]
 Account = Annotated[str, matching(r"\d{12}", "must be the 12 digits of an AWS account")]
 SAFE = "/-._~"  # all else in a name is percent-encoded, as the signature wants it
+NEW_TOKEN = "new_token"  # noqa: S105  a note
 UNCONDITIONAL = "unconditional"  # the note left by a server that knows no preconditions
 ROLE_LIVES = timedelta(hours=1)  # as asked for
 AT_ONCE = timedelta(0)
@@ -250,8 +251,9 @@ def classify(request: Request, response: Response, settings: AmazonS3Settings) -
         return Delivered("an earlier attempt had landed")
     if (response.status == 501 or code == "NotImplemented") and conditional:
         return Retry("not_implemented", message, AT_ONCE, note=UNCONDITIONAL)
-    if code == "ExpiredToken" and settings.auth_mode == "assume_role":
-        return Retry("expired_token", message, note="new_token")
+    renewable = settings.auth_mode == "assume_role" and NEW_TOKEN not in request.refs
+    if code == "ExpiredToken" and renewable:
+        return Retry("expired_token", message, note=NEW_TOKEN)
     return thrice_at_most(request, _meaning(response))
 
 

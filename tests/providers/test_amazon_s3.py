@@ -518,6 +518,13 @@ def test_an_expired_role_session_is_renewed() -> None:
     assert expired == Retry("expired_token", "ExpiredToken: Words.", note="new_token")
 
 
+def test_a_new_role_session_that_is_expired_too_is_the_credentials_fault() -> None:
+    request = put(ROLE, notes={event().id: "new_token"})
+    answer = Response(400, {}, error("ExpiredToken").encode())
+    verdict = provider.classify(request, answer, read(ROLE))
+    assert verdict == Misconfigured("unauthorized", "ExpiredToken: Words.")
+
+
 def test_what_arrives_damaged_three_times_is_given_up() -> None:
     answer = Response(400, {}, error("BadDigest").encode())
     for note, verdict in (
