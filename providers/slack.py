@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
 
+from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (
@@ -42,6 +43,7 @@ from providers.kit import (
     known,
     matching,
     name_of,
+    notes_of,
     plain,
     revenue_of,
     rounded,
@@ -96,8 +98,9 @@ REJECTED = {
     "invalid_arguments", "invalid_charset", "invalid_post_type", "invalid_json",
     "invalid_form_data", "json_not_object",
 }  # fmt: skip
+FATAL = "fatal_error"  # the message may be there in part; as a note: this was said once
 RETRIED = {
-    "internal_error", "fatal_error", "service_unavailable", "request_timeout", "rollup_error",
+    "internal_error", FATAL, "service_unavailable", "request_timeout", "rollup_error",
     "team_added_to_org", "org_login_required", "message_limit_exceeded",
 }  # fmt: skip
 SLOW = {"ratelimited", "rate_limited"}
@@ -137,25 +140,24 @@ def encode(events: Sequence[Event], settings: SlackSettings, context: Context) -
     """Return a message per event, or per digest."""
     size = DIGEST if settings.digest else 1
     groups = [range(len(events))[n : n + size] for n in range(0, len(events), size)]
-    return Plan(
-        tuple(
-            _request(_message([events[n] for n in group], settings), settings, tuple(group))
-            for group in groups
-        )
-    )
+    requests = []
+    for group in groups:
+        members = [events[n] for n in group]
+        request = _request(_message(members, settings), settings)
+        requests.append(replace(request, events=tuple(group), refs=notes_of(members, context)))
+    return Plan(tuple(requests))
 
 
-def _request(message: Json, settings: SlackSettings, events: tuple[int, ...] = ()) -> Request:
+def _request(message: Json, settings: SlackSettings) -> Request:
     if settings.mode == "bot":
         return Request.json(
             f"{API}/chat.postMessage",
             {"channel": settings.channel, **message},
             headers=_bearer(settings),
             content_type=CONTENT_TYPE,
-            events=events,
         )
     url = settings.webhook_url.get_secret_value() if settings.webhook_url else ""
-    return Request.json(url, message, content_type=CONTENT_TYPE, events=events)
+    return Request.json(url, message, content_type=CONTENT_TYPE)
 
 
 def _bearer(settings: SlackSettings) -> dict[str, str]:
@@ -244,7 +246,13 @@ def _priced(amount: Decimal, currency: str) -> str:
 
 def classify(request: Request, response: Response, settings: SlackSettings) -> Verdict:
     """Return what the answer means; a page with status 200 is no delivery."""
-    return _by_api(response) if settings.mode == "bot" else _by_webhook(response)
+    outcome = _by_api(response) if settings.mode == "bot" else _by_webhook(response)
+    if not isinstance(outcome, Retry):
+        return outcome
+    fatal, before = text_at(response.json, "error") == FATAL, FATAL in request.refs
+    if fatal and before:
+        return Rejected(outcome.reason, f"{outcome.message}: may have been posted in part")
+    return replace(outcome, note=FATAL) if fatal or before else outcome
 
 
 def _by_webhook(response: Response) -> Outcome:

@@ -347,6 +347,18 @@ def test_classify_web_api(
     assert classified(provider, BOT, status, body, headers=headers) == verdict
 
 
+def test_tries_once_more_what_may_have_been_posted() -> None:
+    fatal = b'{"ok":false,"error":"fatal_error"}'
+    first = classified(provider, BOT, 200, fatal)
+    assert isinstance(first, Retry)
+    (again,) = planned(provider, BOT, event(), notes={event().id: first.note}).requests
+    second = provider.classify(again, Response(200, {}, fatal), read(BOT))
+    assert second == Rejected("server_error", "fatal_error: may have been posted in part")
+    other = provider.classify(again, Response(503), read(BOT))
+    assert isinstance(other, Retry)
+    assert other.note == first.note  # still no third one
+
+
 def test_check_of_a_webhook_posts_nothing() -> None:
     assert provider.check
     request = provider.check.request(read(HOOK), context())
