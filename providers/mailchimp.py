@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from hashlib import md5
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from msgspec.structs import replace
 from pydantic import Field, field_validator, model_validator
 
 from providers.kit import (
@@ -272,10 +273,8 @@ def _text(value: Json) -> str:
 
 def classify(request: Request, response: Response, settings: MailchimpSettings) -> Verdict:
     """Return what the answer means; a problem document's own status decides over a 2xx."""
-    body = response.json
-    inner = at(body, "status")
-    problem = response.status // 100 == 2 and type(inner) is int and 400 <= inner <= 599
-    status = inner if problem else response.status
+    response = _with_its_own_status(response)
+    body, status = response.json, response.status
     title, detail = text_at(body, "title"), text_at(body, "detail")
     message = _message(body, title, detail) or response.text
     if status == 400:
@@ -289,7 +288,14 @@ def classify(request: Request, response: Response, settings: MailchimpSettings) 
         return Retry("throttled", message, wait, throttled=True)
     if status == 503 and title == "Compliance Related":
         return Misconfigured("account_blocked", message)
-    return by_status(Response(status, response.headers, response.body, response.at), message)
+    return by_status(response, message)
+
+
+def _with_its_own_status(response: Response) -> Response:
+    """Return the answer with the status that a problem document names inside a 2xx."""
+    inner = at(response.json, "status")
+    problem = response.status // 100 == 2 and type(inner) is int and 400 <= inner <= 599
+    return replace(response, status=inner) if problem else response
 
 
 def _bad_request(title: str, detail: str, message: str) -> Outcome:
@@ -328,6 +334,7 @@ def _check(settings: MailchimpSettings, context: Context) -> Request:
 
 
 def _read_check(response: Response) -> Outcome:
+    response = _with_its_own_status(response)
     message = _message(response.json, *(text_at(response.json, k) for k in ("title", "detail")))
     if response.status == 404:
         return Misconfigured("unknown_audience", message or response.text or UNKNOWN_AUDIENCE)

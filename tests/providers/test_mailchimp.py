@@ -10,6 +10,7 @@ from providers.kit import (
     Delivered,
     InvalidSettings,
     Misconfigured,
+    Outcome,
     Rejected,
     Response,
     Retry,
@@ -18,7 +19,7 @@ from providers.kit import (
     read_settings,
 )
 from providers.mailchimp import provider
-from tests.providers.samples import PAGE, classified, event, planned, refund, trial
+from tests.providers.samples import PAGE, classified, context, event, planned, refund, trial
 
 SETTINGS = {"api_key": "0123456789abcdef0123456789abcdef-us21", "list_id": "a1b2c3d4e5"}
 EMAIL = {"_q_email": " Mira.Okafor@example.com "}
@@ -248,3 +249,32 @@ PROBLEM = {"type": "https://mailchimp.com/developer/marketing/docs/errors/", "in
 )
 def test_classify(status: int, body: Any, verdict: Verdict) -> None:
     assert classified(provider, SETTINGS, status, body, event(properties=EMAIL)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [
+        (200, {"id": "a1b2c3d4e5", "name": "Acme"}, Delivered()),
+        (
+            200,
+            {"title": "API Key Invalid", "status": 401},
+            Misconfigured("unauthorized", "API Key Invalid"),
+        ),
+        (403, {"title": "Wrong Datacenter"}, Misconfigured("forbidden", "Wrong Datacenter")),
+        (
+            404,
+            "",
+            Misconfigured("unknown_audience", "unknown audience: check list_id"),
+        ),
+    ],
+)
+def test_check_asks_for_the_audience(status: int, body: Any, outcome: Outcome) -> None:
+    assert provider.check
+    settings = read_settings(provider.title, provider.settings, SETTINGS)
+    request = provider.check.request(settings, context())
+    assert (request.method, request.url) == (
+        "GET",
+        "https://us21.api.mailchimp.com/3.0/lists/a1b2c3d4e5?fields=id%2Cname",
+    )
+    raw = json.dumps(body).encode() if body else b""
+    assert provider.check.read(Response(status, {}, raw)) == outcome
