@@ -343,7 +343,7 @@ def classify(request: Request, response: Response, settings: OneSignalSettings) 
             return Misconfigured("wrong_app", message)
         case 400 if moments and len(request.events) > 1:
             return Split("bad_request", message)  # it names none of them
-        case 404 if moments:
+        case 404 if request.method == "POST":  # to the app itself
             return Misconfigured("wrong_app", message)
         case 404:
             return _unknown(request, message, settings)

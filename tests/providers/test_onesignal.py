@@ -306,6 +306,16 @@ def test_creates_a_missing_user_once(mode: str, failed: int, step: int) -> None:
     assert isinstance(outcome, Rejected)
 
 
+def test_a_user_that_cannot_be_created_is_not_created_again() -> None:
+    settings = TAGS | {"create_missing_users": True}
+    plan = planned(provider, settings, event(), notes={event().id: "create_0"})
+    read = read_settings(provider.title, provider.settings, settings)
+    creation = plan.requests[0]
+    assert creation.method == "POST"
+    answer = Response(404, {}, b'{"errors":["app not found"]}')
+    assert provider.classify(creation, answer, read) == Misconfigured("wrong_app", "app not found")
+
+
 def test_gives_up_after_a_second_conflict() -> None:
     plan = planned(provider, TAGS, event(), notes={event().id: "conflict"})
     read = read_settings(provider.title, provider.settings, TAGS)
