@@ -29,7 +29,6 @@ from providers.kit import (
     Secret,
     Settings,
     Skipped,
-    Unsent,
     Verdict,
     advertising_id,
     amount_of,
@@ -91,7 +90,7 @@ def encode(events: Sequence[Event], settings: SingularSettings, context: Context
     return one_each(events, lambda event: _request(event, settings))
 
 
-def _request(event: Event, settings: SingularSettings) -> Request | Unsent:
+def _request(event: Event, settings: SingularSettings) -> Request | Skipped:
     ios = event.platform == "iOS"
     app = settings.app_id_ios if ios else settings.app_id_android
     if not app:
@@ -101,7 +100,7 @@ def _request(event: Event, settings: SingularSettings) -> Request | Unsent:
         return Skipped("no_identity", "no Singular device id (sdid, idfa/idfv, aifa/andi)")
     name = name_of(event, settings, {}) or ""
     if not NAME.fullmatch(name):
-        return Rejected("bad_name", f"{name} is not 1 to 32 ASCII characters (set event_names)")
+        return Skipped("no_mapping", f"{name} will not do ({settings.name_rule}): set event_names")
     key = (settings.sandbox_sdk_key if event.sandbox else None) or settings.sdk_key
     status = event.device.att_status
     address = public_ip(event, 4)

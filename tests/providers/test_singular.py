@@ -149,10 +149,11 @@ def test_sends_sandbox_events_with_their_own_key() -> None:
     assert [form(request)["a"] for request in plan.requests] == ["acme_sandbox", "acme_1a2b3c4d"]
 
 
-def test_rejects_a_name_that_singular_would_not_take() -> None:
+def test_skips_a_name_that_singular_would_not_take() -> None:
     plan = planned(provider, SETTINGS, event(event_name="a" * 33))
     assert plan.requests == ()
-    assert isinstance(plan.unsent[0], Rejected)
+    message = f"{'a' * 33} will not do (names are 1 to 32 ASCII characters): set event_names"
+    assert plan.unsent == {0: Skipped("no_mapping", message)}
 
 
 @pytest.mark.parametrize(
