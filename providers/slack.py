@@ -55,6 +55,7 @@ from providers.kit import (
 API = "https://slack.com/api"
 CONTENT_TYPE = "application/json; charset=utf-8"
 TITLE = 150  # characters of a header block
+VALUE = 1_980  # characters of a field, which takes 2,000 with its label
 DIGEST = 10  # events: 30 of 50 blocks, 10 of 20 sensible attachments
 SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩", "BRL": "R$"}
 GREEN, RED, AMBER, BLUE, GREY = "#30B296", "#D64545", "#E8A33D", "#3B82C4", "#8A94A6"
@@ -221,7 +222,7 @@ def _title(event: Event, settings: SlackSettings) -> str:
     return _escaped(name.replace("_", " ").title() if uncatalogued else name, TITLE)
 
 
-def _escaped(text: str, most: int = 2000) -> str:
+def _escaped(text: str, most: int = VALUE) -> str:
     """Return `text` with `&`, `<` and `>` as entities, at most `most` characters, none cut."""
     escaped = [{"&": "&amp;", "<": "&lt;", ">": "&gt;"}.get(c, c) for c in text[:most]]
     while sum(map(len, escaped)) > most:

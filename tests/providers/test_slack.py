@@ -111,6 +111,12 @@ def test_values_cannot_ping_people() -> None:
     assert fields(body)["Product"] == "a&lt;b&gt;" + "&amp;" * 250
 
 
+def test_a_long_value_fits_its_field() -> None:
+    sample = event(identity_id=None, properties={"_q_custom_user_id": "u" * 4096})
+    user = fields(message(HOOK, sample))["User"]
+    assert 1900 < len(f"*User*\n{user}") <= 2000
+
+
 def test_a_long_title_fits_its_header_and_breaks_no_entity() -> None:
     body = message({**HOOK, "event_names": {"trial_started": "x" * 147 + "&&"}}, trial())
     header = body["attachments"][0]["blocks"][0]["text"]["text"]
