@@ -60,7 +60,7 @@ HOSTS = {"us": "api.mixpanel.com", "eu": "api-eu.mixpanel.com", "in": "api-in.mi
 REFUSED = frozenset({"anon", "na", "<nil>", "0", "-1", "true", "false", "[]", "{}"})  # nobody's ids
 DEVICE = "$device:"  # before the distinct id of a user who is not known yet
 TEXT = 255  # bytes of a property
-AHEAD = 3600  # seconds that an event may be ahead of Mixpanel's clock
+AHEAD = 3540  # seconds: an hour by Mixpanel's clock, which may be a minute behind ours
 LIMITS = Limits(events=500, bytes=2 * MB, linger=timedelta(seconds=0.5))
 
 ProjectId = Annotated[int, Field(ge=1)]
@@ -164,7 +164,7 @@ class _Properties(Members):
 def _event(event: Event, settings: MixpanelSettings, now: int) -> dict[str, Json] | Unsent:
     if event.time > now + AHEAD:  # its time is part of what it is told apart by, so it must stay
         wait = timedelta(seconds=event.time - now - AHEAD)
-        return Retry("too_early", "more than an hour ahead of the clock", wait)
+        return Retry("too_early", "an hour or more ahead of the clock", wait)
     distinct = _distinct_id(event, settings)
     if not distinct:
         return Skipped("no_identity", "no Mixpanel distinct id (call identify in the app)")
