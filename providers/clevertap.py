@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (
-    KB,
     MB,
     MONEY_IN,
     Check,
@@ -62,7 +61,6 @@ SYSTEM = (
 )
 TEXT = 512  # bytes of a value
 RECORDS = 100
-READ = 64 * KB  # of an answer
 LIMITS = Limits(events=RECORDS, bytes=4 * MB, concurrency=15, linger=timedelta(seconds=1))
 THROTTLE = timedelta(seconds=60)
 SERVER_ERROR = "555"  # of a record; all its other codes are final
@@ -199,7 +197,7 @@ def classify(request: Request, response: Response, settings: ClevertapSettings) 
         hint = f"{error} (or the project is not in region {settings.region})"
         return Misconfigured("unauthorized", hint)
     if response.status == 200:
-        if body is None and len(response.body) >= READ and response.body.startswith(b"{"):
+        if body is None and response.is_cut and not response.is_page:
             return Split("long_answer", "the answer is too long to be read")
         return _uploaded(request, body, error)
     if response.status == 400:

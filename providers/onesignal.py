@@ -1,7 +1,8 @@
 """OneSignal: tags of a user, and custom events.
 
 Source: https://documentation.onesignal.com/reference/create-custom-events
-Batch:  500 custom events or 1 MB a request; tags: one user a request, its events joined.
+Batch:  1 MB of custom events a request, and 100 here: an answer may name all of them, and 64 KiB
+        of it are read; tags: one user a request, its events joined.
 Dedup:  `idempotency_key` of a custom event, for 4 hours; tags are states; purchases have none.
 Errors: two envelopes; a 202 names events of unknown users by their key.
 """
@@ -79,7 +80,7 @@ TAGS: dict[str, str | None] = {
 DISPENSABLE = ("old_product_id", "event_time", "environment", "transaction_id", "product_id")
 CREATE = "create_"  # note: create the user first, in the step that failed
 CONFLICT = "conflict"  # note: was in conflict once
-EVENTS = Limits(events=500, bytes=1_000_000, linger=timedelta(seconds=1))
+EVENTS = Limits(events=100, bytes=1_000_000, linger=timedelta(seconds=1))
 USERS = Limits(events=10, bytes=1_000_000, linger=timedelta(seconds=0.2))
 JSON = "application/json; charset=utf-8"
 
@@ -329,14 +330,13 @@ def _purchases(event: Event, settings: OneSignalSettings) -> list[dict[str, Json
 
 def classify(request: Request, response: Response, settings: OneSignalSettings) -> Verdict:
     """Return what the answer means; a 2xx with `errors` names events, or refuses the user."""
-    errors = at(response.json, "errors")
-    message = _message(errors) or response.text
+    message = _message(at(response.json, "errors")) or response.text
     moments = request.url.endswith("/custom_events")
     match response.status:
+        case status if 200 <= status < 300 and moments:
+            return _received(request, response, settings)
         case status if 200 <= status < 300:
-            if not errors:
-                return Delivered()
-            return _partly(request, errors, settings) if moments else Rejected("refused", message)
+            return Rejected("refused", message) if at(response.json, "errors") else Delivered()
         case 400 | 402 | 422 if response.status == 402 or "limited to a maximum" in message:
             return Rejected("plan_limit", message)
         case 400 if re.search(r"app[_ ]id", message, re.IGNORECASE):
@@ -354,6 +354,13 @@ def classify(request: Request, response: Response, settings: OneSignalSettings) 
             return Retry("throttled", message, wait, throttled=True)
         case _:
             return by_status(response, message)
+
+
+def _received(request: Request, response: Response, settings: OneSignalSettings) -> Verdict:
+    if response.json is None and response.is_cut and not response.is_page:
+        return Split("long_answer", "the answer is too long to be read")
+    errors = at(response.json, "errors")
+    return _partly(request, errors, settings) if errors else Delivered()
 
 
 def _partly(request: Request, errors: Json, settings: OneSignalSettings) -> Verdict:

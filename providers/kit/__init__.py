@@ -17,6 +17,7 @@ from providers.kit.identity import (
     vendor_id,
 )
 from providers.kit.interface import (
+    ANSWER_BYTES,
     KB,
     MB,
     Check,
@@ -93,6 +94,7 @@ from providers.kit.url import WebUrl
 
 __all__ = [
     "ALIASES",
+    "ANSWER_BYTES",
     "EVENTS",
     "FACTS",
     "KB",

@@ -26,6 +26,7 @@ S = TypeVar("S", bound=Settings)
 
 KB = 1024
 MB = 1024 * KB
+ANSWER_BYTES = 64 * KB  # of an answer's body are read
 MESSAGE_LENGTH = 500  # characters of an upstream's words that are kept
 
 _json_encoder = msgspec.json.Encoder(decimal_format="number")
@@ -126,7 +127,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True, dict=True):
-    """An upstream's answer: status, headers (lower-case names), body cut at 64 KiB.
+    """An upstream's answer: status, headers (lower-case names), body cut at ANSWER_BYTES.
 
     `at` is when it came (aware UTC); it gives an HTTP date in `Retry-After` its meaning.
     """
@@ -135,6 +136,11 @@ class Response(msgspec.Struct, frozen=True, dict=True):
     headers: Mapping[str, str] = {}
     body: bytes = b""
     at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the body is longer than what is read: of JSON, nothing is then known."""
+        return len(self.body) >= ANSWER_BYTES
 
     @cached_property
     def json(self) -> Json:

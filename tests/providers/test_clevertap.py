@@ -8,7 +8,7 @@ import pytest
 
 from providers.clevertap import limits_of, provider
 from providers.kit import (
-    KB,
+    ANSWER_BYTES,
     Delivered,
     InvalidSettings,
     Misconfigured,
@@ -298,7 +298,7 @@ def test_the_answer_is_read_whole_even_where_all_but_one_are_refused() -> None:
     entry = {"status": "fail", "code": 528, "error": "Discarded event raised"}
     refused = [{**entry, "record": record} for record in json.loads(request.body)["d"][1:]]
     body = {"status": "partial", "processed": 1, "unprocessed": refused}
-    raw = json.dumps(body).encode()[: 64 * KB]  # as much of an answer is read
+    raw = json.dumps(body).encode()[:ANSWER_BYTES]  # as much of an answer is read
     refusal = Rejected("invalid_event", "Discarded event raised (code 528)")
     expected = Partial(dict.fromkeys(range(1, len(request.events)), refusal))
     assert classified(provider, SETTINGS, 200, raw, *events) == expected
@@ -314,7 +314,7 @@ def test_the_answer_is_read_whole_even_where_all_but_one_are_refused() -> None:
 def test_the_events_of_an_answer_too_long_to_be_read_go_again_in_halves(
     start: bytes, verdict: type[Verdict]
 ) -> None:
-    raw = start.ljust(64 * KB, b"x")
+    raw = start.ljust(ANSWER_BYTES, b"x")
     found = classified(provider, SETTINGS, 200, raw, event(), trial())
     assert isinstance(found, verdict)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from providers.kit import (
+    ANSWER_BYTES,
     Delivered,
     InvalidSettings,
     Misconfigured,
@@ -245,6 +246,25 @@ GHOST = Rejected(
 def test_classify_custom_events(status: int, body: Any, verdict: Verdict) -> None:
     events = event(), refund(identity_id="u-2")
     assert classified(provider, EVENTS, status, body, *events) == verdict
+
+
+def test_a_batch_is_so_small_that_an_answer_that_names_all_of_it_is_read_whole() -> None:
+    events = [event(id=f"evt-{number}", identity_id="u" * 200) for number in range(300)]
+    plan = planned(provider, EVENTS, *events)
+    request = plan.requests[0]
+    sent = json.loads(request.body)["events"]
+    errors = [not_found(one["external_id"], one["idempotency_key"]) for one in sent[1:]]
+    raw = json.dumps({"errors": errors}).encode()[:ANSWER_BYTES]
+    verdict = provider.classify(
+        request, Response(202, {}, raw), read_settings("", provider.settings, EVENTS)
+    )
+    assert isinstance(verdict, Partial)
+    assert sorted(verdict.named) == list(range(1, len(request.events)))
+
+
+def test_the_events_of_an_answer_too_long_to_be_read_go_again_in_halves() -> None:
+    raw = b'{"errors":[{"event_id":"'.ljust(ANSWER_BYTES, b"x")
+    assert isinstance(classified(provider, EVENTS, 202, raw, event(), trial()), Split)
 
 
 @pytest.mark.parametrize(

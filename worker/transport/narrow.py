@@ -13,11 +13,10 @@ from typing import TypeAlias, cast
 import httptools
 from msgspec import Struct
 
-from providers.kit import KB, Request, Response
+from providers.kit import ANSWER_BYTES, KB, Request, Response
 from worker.transport.guard import Guard, Origin
 from worker.transport.wire import (
     CONNECT_SECONDS,
-    MAX_BODY,
     MAX_HEAD,
     HeaderFlood,
     Headers,
@@ -40,7 +39,7 @@ MAX_CONNECTIONS = 16_384  # in all; fewer where the process may open fewer files
 OTHER_FILES = 256  # of the process: far more than it has
 MAX_TRIES = 3  # addresses of one name
 MAX_INTERIM = 16  # 1xx answers before the real one
-MAX_RAW = 4 * MAX_BODY  # of a body with its chunk sizes, extensions and trailers
+MAX_RAW = 4 * ANSWER_BYTES  # of a body with its chunk sizes, extensions and trailers
 READ_SIZE = 64 * KB
 FRAMING = {"content-length", "transfer-encoding"}
 
@@ -424,7 +423,7 @@ class _Connection(asyncio.BufferedProtocol):
             return
         self._body.append(body)
         self._size += len(body)
-        if self._size >= MAX_BODY:
+        if self._size >= ANSWER_BYTES:
             self._finish(whole=False)
 
     def on_message_complete(self) -> None:

@@ -13,11 +13,10 @@ from contextlib import aclosing
 
 import httpx
 
-from providers.kit import Request, Response
+from providers.kit import ANSWER_BYTES, Request, Response
 from worker.transport.guard import Guard, Origin
 from worker.transport.wire import (
     CONNECT_SECONDS,
-    MAX_BODY,
     HeaderFlood,
     TransportError,
     answer,
@@ -122,7 +121,7 @@ async def _read(incoming: httpx.Response, *, bare: bool) -> Response:
     body = b""
     async for piece in incoming.stream:  # type: ignore[union-attr]  # raw: never decoded
         body += piece
-        if len(body) >= MAX_BODY:
+        if len(body) >= ANSWER_BYTES:
             break
     return answer(incoming.status_code, raw, b"" if bare else body)
 

@@ -9,10 +9,9 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Literal, Protocol, TypeAlias
 
-from providers.kit import KB, Request, Response
+from providers.kit import ANSWER_BYTES, KB, Request, Response
 
 CONNECT_SECONDS = 5.0  # name look-up, TCP and TLS together
-MAX_BODY = 64 * KB
 MAX_HEAD = 32 * KB
 MAX_HEADERS = 100
 USER_AGENT = f"onward/{version('onward')}"
@@ -159,7 +158,7 @@ def check_head(status: int, raw: Sequence[tuple[bytes, bytes]], *, small: bool =
 
 def answer(status: int, raw: Sequence[tuple[bytes, bytes]], body: bytes) -> Response:
     """Return the answer, come now."""
-    return Response(status, Headers(raw), body[:MAX_BODY], datetime.now(UTC))
+    return Response(status, Headers(raw), body[:ANSWER_BYTES], datetime.now(UTC))
 
 
 # --- failures ----------------------------------------------------------------------------------

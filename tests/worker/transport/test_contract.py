@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from providers.kit import Request
+from providers.kit import ANSWER_BYTES, Request
 from tests.worker.transport.conftest import (
     OK,
     MakeTransport,
@@ -18,7 +18,7 @@ from tests.worker.transport.conftest import (
     post,
 )
 from worker.transport import Transport, TransportError
-from worker.transport.wire import MAX_BODY, USER_AGENT
+from worker.transport.wire import USER_AGENT
 
 SOON = 0.3  # seconds until a deadline that is meant to pass
 ENOUGH = 20.0
@@ -263,7 +263,7 @@ async def test_an_endless_body_is_cut_and_the_connection_closed(
 ) -> None:
     upstream.repeat(piece, start=start)
     response = await transport.send(post(upstream.url()), pool="int_1", timeout=ENOUGH)
-    assert response.body == b"a" * MAX_BODY
+    assert response.body == b"a" * ANSWER_BYTES
     await asyncio.wait_for(upstream.ended.wait(), ENOUGH)
 
 

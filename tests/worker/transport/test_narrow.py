@@ -10,12 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from providers.kit import Response
+from providers.kit import ANSWER_BYTES, Response
 from tests.worker.transport.conftest import NO_ROOTS, OK, Dialler, Upstream, framed, post
 from worker.transport import TransportError, narrow
 from worker.transport.guard import Guard, parse
 from worker.transport.narrow import NarrowTransport
-from worker.transport.wire import MAX_BODY
 
 ENOUGH = 20.0
 
@@ -419,6 +418,6 @@ def test_no_bytes_at_all_do_harm(parts: list[bytes], points: list[int]) -> None:
     found = asyncio.run(exchange(split(b"".join(parts), points)))
     if isinstance(found, Response):
         assert 200 <= found.status <= 599
-        assert len(found.body) <= MAX_BODY
+        assert len(found.body) <= ANSWER_BYTES
     else:
         assert found.reason in {"reset", "protocol", "too_large"}
