@@ -145,7 +145,7 @@ def start(settings: WorkerSettings) -> None:
     global on  # noqa: PLW0603  one a process, as a logger
     if not settings.otlp_url:
         return
-    if sys.modules[OTEL_METRICS] is None:
+    if sys.modules.get(OTEL_METRICS, sys) is None:
         del sys.modules[OTEL_METRICS]
     try:
         from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415

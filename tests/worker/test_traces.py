@@ -128,16 +128,21 @@ def test_a_share_is_traced_and_every_process_takes_the_same(spans: InMemorySpanE
     assert not any(none._traced("prj_a", f"evt-{n}") for n in range(1_000))
 
 
-def test_it_is_off_by_default_and_then_nothing_of_the_library_is_loaded() -> None:
+def test_it_is_off_by_default_and_then_neither_sdk_nor_exporter_is_loaded() -> None:
     code = (
         "import sys; from worker import traces, router, attempt, record, settings, state; "
         "traces.start(settings.load_settings({})); "
         "assert traces.on is None; "
-        "loaded = [name for name in sys.modules if name.startswith('opentelemetry.')]; "
-        "assert all(name == 'opentelemetry.sdk' or sys.modules[name] is None for name in loaded), "
-        "loaded"
+        "unasked = ('opentelemetry.sdk.', 'opentelemetry.exporter'); "
+        "loaded = [name for name in sys.modules if name.startswith(unasked)]; "
+        "assert not any(sys.modules[name] for name in loaded), loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("program", ["worker.api.app", "worker.cli.overview", "worker.sandbox.app"])
+def test_what_is_kept_out_is_missed_by_no_program(program: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import {program}"], check=True, timeout=60)
 
 
 def test_without_the_extra_it_says_so_and_goes_on(
