@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -85,8 +85,7 @@ app.command(rich_help_panel=TRY, epilog="onward sandbox --port 9000")(sandbox.sa
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a failure is one clear line on stderr and exit status 1 or 2."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if sys.stdin is None:  # closed, as `<&-` or some supervisors do
-        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  to the end
+    _mend_streams()
     try:
         app(given)
     except Exception as error:
@@ -95,3 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print_failure(failure, as_json="--json" in given)
         sys.exit(failure.code)
+
+
+def _mend_streams() -> None:
+    """Open what was closed, as `<&-` and some supervisors do; let no letter stop the output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  to the end
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of a terminal that is not UTF-8

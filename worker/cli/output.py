@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -87,12 +88,14 @@ def print_failure(failure: Failure, *, as_json: bool) -> None:
         typer.echo(f"  {field}: {message}" if field else f"  {message}", err=True)
     if as_json:
         details = [{"field": field, "message": message} for field, message in failure.details]
-        print_json({"error": {"message": failure.message, "details": details}})
+        with suppress(OSError):  # that stdout takes nothing may be the failure
+            print_json({"error": {"message": failure.message, "details": details}})
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as indented JSON on stdout; escaped where stdout does not take all letters."""
+    ascii_only = sys.stdout.encoding.lower() != "utf-8"
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))
 
 
 def note(text: str) -> None:

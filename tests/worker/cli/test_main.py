@@ -1,5 +1,7 @@
 """What all commands share: help, version, and failures told in a line."""
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +107,51 @@ def test_a_closed_standard_input_is_an_empty_one(
     ran = run(capsys, "preview", "slack", "--settings", "-", "--events", "-")
     sys.stdin.close()
     assert ran.err.startswith("onward: - is not JSON")
+
+
+def test_a_closed_standard_output_takes_nothing_and_breaks_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    assert run(capsys, "providers", "list").code == 0
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_letters_that_stdout_does_not_take_stop_no_command(tmp_path: Path) -> None:
+    def printed(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.cli", *arguments],
+            env={
+                "PYTHONIOENCODING": "ascii",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "ONWARD_DATA_DIR": str(tmp_path),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    printed("migrate")
+    made = json.loads(printed("projects", "create", "Ünï", "--json"))
+    assert made["name"] == "Ünï"
+    assert "?n?" in printed("projects", "list")
+
+
+def test_a_disk_that_is_full_is_told_in_a_line() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.cli", "providers", "list", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("onward: the system refuses")
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(
