@@ -12,6 +12,8 @@ import typer
 PIPED_WIDTH = 200  # columns of a table that no terminal bounds
 WHOLE = 16  # characters: such a column is not broken, but for people's own words
 WORDS = {"title", "name", "why"}
+# What steers a terminal, or turns the direction of what follows; but for line ends and tabs.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _TIME = re.compile(r"\d{4}-(\d\d-\d\d)T(\d\d:\d\d:\d\d)Z")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -83,9 +85,9 @@ def _first_line(error: Exception) -> str:
 
 def print_failure(failure: Failure, *, as_json: bool) -> None:
     """Print the failure on stderr, and with `as_json` as an object on stdout too."""
-    typer.echo(f"onward: {failure.message}", err=True)
+    note(f"onward: {failure.message}")
     for field, message in failure.details:
-        typer.echo(f"  {field}: {message}" if field else f"  {message}", err=True)
+        note(f"  {field}: {message}" if field else f"  {message}")
     if as_json:
         details = [{"field": field, "message": message} for field, message in failure.details]
         with suppress(OSError):  # that stdout takes nothing may be the failure
@@ -95,12 +97,18 @@ def print_failure(failure: Failure, *, as_json: bool) -> None:
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout; escaped where stdout does not take all letters."""
     ascii_only = sys.stdout.encoding.lower() != "utf-8"
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str)
+    typer.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def note(text: str) -> None:
     """Print a line for people on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(visible(text), err=True)
+
+
+def visible(text: str) -> str:
+    """Return a text in which a terminal finds no commands: events and answers are others' words."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def print_table(
@@ -117,7 +125,7 @@ def print_table(
     from rich.text import Text  # noqa: PLC0415
 
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else visible(str(cell)) for cell in row] for row in rows]
     if not cells:
         typer.echo(empty)
         return
@@ -165,7 +173,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     shown = {name: str(value) for name, value in fields.items() if value not in (None, "")}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
-        first, *more = value.splitlines() or [""]
+        first, *more = map(visible, value.splitlines() or [""])
         typer.echo(f"{name:<{width}}  {first}")
         for line in more:
             typer.echo(f"{'':<{width}}  {line}")

@@ -4,6 +4,8 @@ from typing import Any
 
 import typer
 
+from worker.cli.output import visible
+
 
 def print_trial(told: dict[str, Any]) -> None:
     """Print what was sent (>), what was answered (<), and what it means."""
@@ -24,4 +26,4 @@ def _brief(message: dict[str, Any]) -> str:
     if message["body_encoding"] == "base64":
         return f"({len(message['body']) * 3 // 4:,} bytes)"
     body: str = message["body"]
-    return body if len(body) <= 2000 else f"{body[:2000]}…"
+    return visible(body if len(body) <= 2000 else f"{body[:2000]}…")

@@ -13,7 +13,15 @@ import typer.main
 
 from tests.worker.cli.run import run
 from worker.cli import app
-from worker.cli.output import failure_of, print_fields, print_markdown, print_table
+from worker.cli.output import (
+    failure_of,
+    note,
+    print_fields,
+    print_json,
+    print_markdown,
+    print_table,
+)
+from worker.cli.trial import print_trial
 
 HEAVY = ("pydantic", "redis", "sqlalchemy", "fastapi", "celery", "uvicorn", "rich", "httpx")
 OTHERS = ("httpx", "rich", "pygments", "jwt", "alembic", "click_repl", "prompt_toolkit", "pyarrow")
@@ -152,6 +160,28 @@ def test_a_disk_that_is_full_is_told_in_a_line() -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("onward: the system refuses")
+
+
+def test_what_others_wrote_gives_the_terminal_no_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A malformed event's bytes, an upstream's answer: `ESC ] 0 ;` names the window, and worse."""
+    evil = "\x1b]0;mine\x07 \x9b2J\u202e Ünï 👨‍👩‍👧"
+    print_fields({"body": f"{evil}\n\ttwo"})
+    print_table(("why",), [(evil,)])
+    print_json({"body": evil})
+    answer = {"status": 200, "body": evil, "body_encoding": "utf-8"}
+    request = {"method": "POST", "url": "https://a.invalid", "headers": {}, "response": answer}
+    told = {"outcome": "delivered", "event": "test-1", "message": ""}
+    print_trial({**told, "requests": [{**request, "body": "", "body_encoding": "utf-8"}]})
+    note(evil)
+    printed = "".join(capsys.readouterr())
+    assert not set("\x1b\x07\x9b\u202e") & set(printed)
+    assert printed.count("\\x1b]0;mine\\x07 \\x9b2J\\u202e Ünï 👨‍👩‍👧") == 4
+    assert "\n      \ttwo" in printed
+
+    print_json({"body": evil})
+    assert json.loads(capsys.readouterr().out)["body"] == evil
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(
