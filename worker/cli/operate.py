@@ -183,7 +183,7 @@ def _print_audit(found: "Balance", lines: list[dict[str, Any]]) -> None:
     rare = ("in_journal", "missing", "unrecorded")  # not shown where there is none
     columns += [what for what in rare if any(line[what] for line in lines)]
     print_table(
-        [column.replace("_", " ") for column in columns],
+        ["id", *(column.replace("_", " ") for column in columns[1:])],
         [[_number(line[column]) for column in columns] for line in lines],
         empty="No event has reached an integration yet.",
     )

@@ -5,13 +5,17 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PIPED_WIDTH = 200  # columns of a table that no terminal bounds
 WHOLE = 16  # characters: such a column is not broken, but for people's own words
 WORDS = {"title", "name", "why"}
+PART = 9  # characters of one of those that stay together
 # What steers a terminal, or turns the direction of what follows; but for line ends and tabs.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _TIME = re.compile(r"\d{4}-(\d\d-\d\d)T(\d\d:\d\d:\d\d)Z")
@@ -118,11 +122,8 @@ def print_table(
 
     On a terminal times are without their year; one that is too narrow breaks the lines itself.
     """
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only where a table is shown
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415  only where a table is shown
     from rich.measure import Measurement  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     cells = [["" if cell is None else visible(str(cell)) for cell in row] for row in rows]
@@ -131,16 +132,36 @@ def print_table(
         return
     if width is None:
         cells = [[short(cell) for cell in row] for row in cells]
+    console = Console(highlight=False, width=width)
+    least = Measurement.get(
+        console,
+        console.options.update(max_width=PIPED_WIDTH),
+        _table(columns, [[*map(_least, columns, row)] for row in cells]),
+    ).minimum
+    console.width = max(console.width, least)
+    console.print(_table(columns, cells))
+
+
+def _table(columns: Sequence[str], cells: list[list[str]]) -> "Table":
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  only where a table is shown
+    from rich.cells import cell_len  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, values in zip(columns, zip(*cells, strict=True), strict=True):
-        whole = name not in WORDS and max(map(len, values)) <= WHOLE
-        table.add_column(name, overflow="fold", no_wrap=whole)
+        width = max(map(cell_len, values))
+        whole = name not in WORDS and width <= WHOLE
+        least = max(width, cell_len(name)) if whole else None
+        table.add_column(name, overflow="fold", no_wrap=whole, min_width=least)
     for row in cells:
         table.add_row(*map(Text, row))
-    console = Console(highlight=False, width=width)
-    least = Measurement.get(console, console.options.update(max_width=PIPED_WIDTH), table).minimum
-    console.width = max(console.width, least)
-    console.print(table)
+    return table
+
+
+def _least(column: str, text: str) -> str:
+    """Return what must fit in a line: of people's own words, which may be long, the beginnings."""
+    return " ".join(word[:PART] for word in text.split()) if column in WORDS else text
 
 
 def short(text: str | None) -> str:

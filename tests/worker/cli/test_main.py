@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from rich.cells import cell_len
 
 from tests.worker.cli.run import run
 from worker.cli import app
@@ -182,6 +184,31 @@ def test_what_others_wrote_gives_the_terminal_no_commands(
 
     print_json({"body": evil})
     assert json.loads(capsys.readouterr().out)["body"] == evil
+
+
+def test_a_long_word_of_somebody_s_makes_no_table_wider_than_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+
+    def printed() -> str:
+        return re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+
+    url = "https://receiver.invalid/" + "0123456789" * 20
+    print_table(("id", "title", "why"), [("c9VdLs3H", "🎉" * 255, f"404 from {url}")])
+    out = printed()
+    assert max(map(cell_len, out.splitlines())) <= 80
+    assert out.count("🎉") == 255
+    assert out.count("0") == 21
+
+    times = "2026-11-30T14:20:11Z", "2026-11-30T14:20:12Z", "2026-11-30T14:20:13Z"
+    print_table(
+        ("at", "then", "last", "integration", "why"), [(*times, "c9VdLs3H", "it is so " * 9)]
+    )
+    out = printed()
+    assert all(f"11-30 14:20:1{n}Z" in out for n in (1, 2, 3))
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(
