@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.output import AsJson, print_fields, print_json, print_table
-from worker.cli.store import looking
+from worker.cli.store import LARGEST, looking
 
 app = typer.Typer(no_args_is_help=True, help="What was given up, and why.")
 
@@ -18,7 +18,9 @@ def list_dead_letters(
     project: Annotated[str | None, typer.Option(help="Of this project.")] = None,
     reason: Annotated[str | None, typer.Option(help="With this reason.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 100,
-    before: Annotated[int | None, typer.Option(help="Older than the one with this id.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Older than the one with this id.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """List dead letters, newest first."""
@@ -62,7 +64,9 @@ def list_dead_letters(
 
 @app.command(epilog="onward deadletters show 17")
 def show(
-    letter_id: Annotated[int, typer.Argument(metavar="ID", help="As in the list.")],
+    letter_id: Annotated[
+        int, typer.Argument(metavar="ID", min=1, max=LARGEST, help="As in the list.")
+    ],
     *,
     json: AsJson = False,
 ) -> None:

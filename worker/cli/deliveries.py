@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.output import AsJson, print_json, print_table
-from worker.cli.store import looking
+from worker.cli.store import LARGEST, looking
 from worker.journal import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="How events ended.")
@@ -19,7 +19,9 @@ def list_deliveries(
     outcome: Annotated[Outcome | None, typer.Option(help="With this end.")] = None,
     project: Annotated[str | None, typer.Option(help="Of this project.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 100,
-    before: Annotated[int | None, typer.Option(help="Older than the one with this id.")] = None,
+    before: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Older than the one with this id.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """List the record, newest first: one line per event and integration."""

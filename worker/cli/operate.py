@@ -11,7 +11,7 @@ import typer
 
 from worker.cli import deadletters
 from worker.cli.output import AsJson, Failure, note, print_json, print_table
-from worker.cli.store import ACTOR, looking, redis_of, settings_here
+from worker.cli.store import ACTOR, LARGEST, looking, redis_of, settings_here
 
 if TYPE_CHECKING:
     from worker.audit import Balance
@@ -217,7 +217,8 @@ def replay(
     integration: Annotated[str | None, typer.Option(help="Of this integration.")] = None,
     reason: Annotated[str | None, typer.Option(help="With this reason.")] = None,
     ids: Annotated[
-        list[int] | None, typer.Option("--id", help="With this id; may be repeated.")
+        list[int] | None,
+        typer.Option("--id", min=1, max=LARGEST, help="With this id; may be repeated."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be.")] = False,

@@ -38,6 +38,7 @@ _REMEDIES = {
     ),
     "sqlalchemy.exc.ProgrammingError": "the database's tables are not these; run `onward migrate`",
     "sqlalchemy.exc.ArgumentError": "ONWARD_DATABASE_URL is not a SQLAlchemy URL",
+    "builtins.UnicodeEncodeError": "what was typed is not UTF-8",
     "builtins.OSError": "the system refuses; check the data folder, its rights and its disk's room",
 }
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.output import AsJson, Failure, note, print_json, print_table
-from worker.cli.store import ACTOR, changing, looking, settings_here
+from worker.cli.store import ACTOR, LARGEST, changing, looking, settings_here
 
 app = typer.Typer(no_args_is_help=True, help="Customers' apps and their keys.")
 keys = typer.Typer(no_args_is_help=True, help="The keys that open /v4 for a project.")
@@ -195,7 +195,10 @@ def list_keys_of(project_id: Project, *, json: AsJson = False) -> None:
 @keys.command(epilog="onward projects keys revoke prj_lumen 3")
 def revoke(
     project_id: Project,
-    key_id: Annotated[int, typer.Argument(metavar="ID", help="As in `onward projects keys list`.")],
+    key_id: Annotated[
+        int,
+        typer.Argument(metavar="ID", min=1, max=LARGEST, help="As in `onward projects keys list`."),
+    ],
     *,
     json: AsJson = False,
 ) -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from worker.settings import WorkerSettings
 
 ACTOR = "cli"
+LARGEST = 2**63 - 1  # of a row's id
 
 
 def settings_here() -> "WorkerSettings":

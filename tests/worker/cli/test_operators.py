@@ -142,6 +142,29 @@ def test_an_unknown_project_or_integration_is_said_to_be_unknown(onward: Command
         assert (ran.code, "No integration with this id" in ran.err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "deadletters show {}",
+        "deadletters list --before {}",
+        "deadletters replay --id {}",
+        "deliveries list --before {}",
+        "projects keys revoke prj_a {}",
+    ],
+)
+def test_a_number_that_no_row_can_have_is_refused_as_one(onward: Command, command: str) -> None:
+    for number in ("0", "9" * 23):
+        ran = onward(*command.format(number).split())
+        assert (ran.code, ran.out) == (2, ""), number
+
+
+def test_what_is_not_utf8_is_told_in_a_line(onward: Command) -> None:
+    for command in (["integrations", "show"], ["why"], ["deliveries", "list", "--event"]):
+        ran = onward(*command, "a\udcff")  # as Python reads a byte that is none
+        assert ran.code == 1
+        assert ran.err.startswith("onward: what was typed is not UTF-8")
+
+
 def test_settings_are_shown_without_secrets_and_may_be_set_again(
     onward: Command, made: dict[str, Any], settings_file: Callable[..., str]
 ) -> None:
