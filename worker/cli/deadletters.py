@@ -27,6 +27,7 @@ def list_dead_letters(
     from worker.api.records import DeadLetterObject  # noqa: PLC0415  quick --help
     from worker.store.dead_letters import list_dead_letters as listed  # noqa: PLC0415
     from worker.store.integrations import check_known  # noqa: PLC0415
+    from worker.store.projects import get_project  # noqa: PLC0415
 
     with looking() as connection:
         if integration is not None:
@@ -40,6 +41,8 @@ def list_dead_letters(
             before_id=before,
             limit=limit,
         )
+        if project is not None and not rows:
+            get_project(connection, project)
     found = [DeadLetterObject.of(row) for row in rows]
     if json:
         print_json([one.model_dump() for one in found])

@@ -28,6 +28,7 @@ def list_deliveries(
     from worker.api.records import DeliveryObject  # noqa: PLC0415  quick --help
     from worker.store.deliveries import list_deliveries as listed  # noqa: PLC0415
     from worker.store.integrations import check_known  # noqa: PLC0415
+    from worker.store.projects import get_project  # noqa: PLC0415
 
     with looking() as connection:
         if integration is not None:
@@ -41,6 +42,8 @@ def list_deliveries(
             before_id=before,
             limit=limit,
         )
+        if project is not None and not rows:
+            get_project(connection, project)
     found = [DeliveryObject.of(row) for row in rows]
     if json:
         print_json([one.model_dump() for one in found])

@@ -28,8 +28,11 @@ def list_integrations(
     """List the integrations and how they stand."""
     from worker.api.schemas import IntegrationObject, moment  # noqa: PLC0415  quick --help
     from worker.store.integrations import list_of  # noqa: PLC0415
+    from worker.store.projects import get_project  # noqa: PLC0415
 
     with looking() as connection:
+        if project is not None:
+            get_project(connection, project)
         found = list_of(connection, project)
     if json:
         print_json(

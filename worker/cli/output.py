@@ -41,6 +41,12 @@ _REMEDIES = {
     "builtins.UnicodeEncodeError": "what was typed is not UTF-8",
     "builtins.OSError": "the system refuses; check the data folder, its rights and its disk's room",
 }
+# Where to look for another, of what the API says without a word of commands.
+_SEE = {
+    "No integration with this id": ": see `onward integrations list`",
+    "No dead letter with this id": ": see `onward deadletters list`",
+    "No dead letter with one of these ids": ": see `onward deadletters list`",
+}
 
 
 class Failure(Exception):
@@ -75,7 +81,7 @@ def failure_of(error: Exception) -> Failure | None:
                 | "worker.store.errors.StoreError"
                 | "worker.checks.UnfitRedis"
             ):
-                return Failure(str(error))
+                return Failure(f"{error}{_SEE.get(str(error), '')}")
             case "worker.preview.InvalidEvents":
                 return Failure("The events will not do:", error.faults)  # type: ignore[attr-defined]
             case "providers.kit.settings.InvalidSettings":

@@ -84,7 +84,7 @@ def get_project(connection: Connection, project_id: str) -> Project:
         select(table).where(table.c.id == project_id, table.c.deleted_at.is_(None))
     ).first()
     if row is None:
-        raise NotFound(f"No project {project_id}")
+        raise NotFound(f"No project {project_id}: see `onward projects list`")
     return Project.of(row)
 
 
@@ -161,7 +161,9 @@ def revoke_key(connection: Connection, project_id: str, key_id: int, actor: str 
     mine = (table.c.id == key_id, table.c.project_id == project_id)
     row = connection.execute(select(table).where(*mine, table.c.revoked_at.is_(None))).first()
     if row is None:
-        raise NotFound(f"No key {key_id} of project {project_id}")
+        raise NotFound(
+            f"No key {key_id} of project {project_id}: see `onward projects keys list {project_id}`"
+        )
     connection.execute(update(table).where(*mine).values(revoked_at=now()))
     shown = {"prefix": row.prefix, "kind": row.kind, "mode": row.mode}
     audit.add(connection, actor, "key.revoke", project_id=project_id, before=shown)

@@ -101,6 +101,7 @@ def test_an_integration_is_made_paused_and_printed_as_v4_does(onward: Command) -
     assert "settings are not set" in onward(*CREATE).err
     listed = onward("integrations", "list", "--json").json
     assert [one["project_id"] for one in listed] == ["prj_lumen"] * 2
+    onward("projects", "create", "Other", "--id", "prj_other")
     assert onward("integrations", "list", "--project", "prj_other", "--json").json == []
 
 
@@ -140,6 +141,11 @@ def test_an_unknown_project_or_integration_is_said_to_be_unknown(onward: Command
     for name in ("show", "settings", "activate", "pause", "delete", "test"):
         ran = onward("integrations", name, "Zk40QwTe")
         assert (ran.code, "No integration with this id" in ran.err) == (1, True)
+        assert "see `onward integrations list`" in ran.err
+    for noun in ("integrations", "deliveries", "deadletters"):
+        ran = onward(noun, "list", "--project", "prj_lumen")
+        assert (ran.code, ran.out) == (1, ""), "not: there are none"
+        assert "No project prj_lumen: see `onward projects list`" in ran.err
 
 
 @pytest.mark.parametrize(
