@@ -237,6 +237,7 @@ def replay(
     First tells how many of what; Ctrl-C stops between two of them.
     """
     from worker.replay import choose  # noqa: PLC0415  quick --help
+    from worker.store.errors import NotFound  # noqa: PLC0415
     from worker.store.integrations import get  # noqa: PLC0415
 
     if not (integration or reason or ids or every):
@@ -245,6 +246,8 @@ def replay(
         if integration:
             _may_replay(get(connection, integration))
         chosen = choose(connection, ids=ids, integration_id=integration, reason=reason, force=force)
+    if len(chosen.ids) + chosen.refused.total() < len(set(ids or ())):
+        raise NotFound("No dead letter with one of these ids")
     _tell_choice(chosen, quiet=json)
     left = dict(chosen.refused)
     if dry_run or not chosen.ids:

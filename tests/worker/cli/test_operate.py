@@ -333,6 +333,9 @@ def test_replay_shows_first_and_asks(
     assert "2 to send again" in dry.out
     assert "1 left out: reached no integration" in dry.out
     assert onward("deadletters", "replay").code == 2
+    unknown = onward("deadletters", "replay", "--id", number, "--id", 10**9, "--yes")
+    assert (unknown.code, unknown.out) == (1, ""), "nothing is sent where an id is mistyped"
+    assert "No dead letter with one of these ids: see" in unknown.err
     unasked = onward("deadletters", "replay", "--integration", one)
     assert (unasked.code, "--yes" in unasked.err) == (2, True)
     assert not redis.exists(KEYS.lane(one))
