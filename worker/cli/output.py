@@ -39,6 +39,9 @@ _REMEDIES = {
     "sqlalchemy.exc.ProgrammingError": "the database's tables are not these; run `onward migrate`",
     "sqlalchemy.exc.ArgumentError": "ONWARD_DATABASE_URL is not a SQLAlchemy URL",
     "builtins.UnicodeEncodeError": "what was typed is not UTF-8",
+    "builtins.TimeoutError": (
+        "a part of the service does not answer; see what it says in `log` of the data folder"
+    ),
     "builtins.OSError": "the system refuses; check the data folder, its rights and its disk's room",
 }
 # Where to look for another, of what the API says without a word of commands.
