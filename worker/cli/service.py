@@ -129,6 +129,8 @@ def _sample(settings: Any) -> str:
 
 
 def _announce(settings: Any, port: int, metrics_port: int, folder: Path, sample: str) -> None:
+    from worker.servers import without_password  # noqa: PLC0415  quick --help
+
     metrics = f"http://{settings.metrics_host}:{metrics_port}/metrics" if metrics_port else "off"
     played = f"all played by the sandbox at {settings.upstream}: your own receivers get nothing"
     upstreams = f"\n  Upstreams {played}" if settings.upstream else ""
@@ -142,8 +144,8 @@ def _announce(settings: Any, port: int, metrics_port: int, folder: Path, sample:
         f"""Onward is up.
   API       http://127.0.0.1:{port}/v4/integrations   (OpenAPI: /openapi.json)
   Metrics   {metrics}
-  Redis     {settings.redis_url}
-  Database  {settings.database_url}{upstreams}
+  Redis     {without_password(settings.redis_url)}
+  Database  {without_password(settings.database_url)}{upstreams}
   Logs      {folder / "log"}
   Console   http://127.0.0.1:{port}/console
   Admin key {_admin_key_at(settings, folder)}

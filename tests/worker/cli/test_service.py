@@ -11,6 +11,19 @@ from worker.settings import load_settings
 from worker.supervisor import wait_for_redis
 
 
+def test_the_banner_shows_no_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is on a screen, and in the journal of whatever runs the service."""
+    urls = {
+        "redis_url": "redis://:s3cret@127.0.0.1:6379/0",
+        "database_url": "postgresql://onward:s3cret@127.0.0.1/onward",
+    }
+    _announce(load_settings({}, data_dir=str(tmp_path), **urls), 8080, 0, tmp_path, "")
+    told = capsys.readouterr().out
+    assert "redis://:***@127.0.0.1:6379/0" in told
+    assert "onward:***@127.0.0.1/onward" in told
+    assert "s3cret" not in told
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
