@@ -42,6 +42,8 @@ def why(client: Client) -> dict[str, str]:
 @on_both
 def test_alive_and_ready(client: Client, redis: Any) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
+    for path in ("/healthz", "/readyz"):
+        assert client.request("HEAD", path).status_code == client.get(path).status_code
     answer = client.get("/readyz")
     assert answer.status_code == 200
     names = ("database", "redis", "keys", "workers", "intake", "room")
