@@ -106,19 +106,17 @@ def rehearse(
 
 def _events(raw_events: list[bytes], store: str) -> tuple[list[Event], int]:
     """Return the events, filled in, and the time of their sending."""
-    values: list[dict[str, Any]] = []
-    faults: list[tuple[str, str]] = []
+    values: dict[int, dict[str, Any]] = {}
+    wrong: dict[int, list[tuple[str, str]]] = {}
     for number, raw in enumerate(raw_events, 1):
         try:
-            values.append(parse(raw))
+            values[number] = parse(raw)
         except InvalidEvent as error:
-            faults += _named(number, error)
-    if faults:
-        raise InvalidEvents(faults)
-    timed = any(value.get(key) for value in values for key in ("time", "created_at"))
+            wrong[number] = _named(number, error)
+    timed = any(value.get(key) for value in values.values() for key in ("time", "created_at"))
     now = int(datetime.now(UTC).timestamp()) if timed else FIXED_TIME + AGE
     events = []
-    for number, value in enumerate(values, 1):
+    for number, value in values.items():
         filled = {
             "id": f"evt-preview-{number}",
             "project_id": PROJECT_ID,
@@ -130,9 +128,9 @@ def _events(raw_events: list[bytes], store: str) -> tuple[list[Event], int]:
         try:
             events.append(event_from(value | lacking, now))
         except InvalidEvent as error:
-            faults += _named(number, error)
-    if faults:
-        raise InvalidEvents(faults)
+            wrong[number] = _named(number, error)
+    if wrong:
+        raise InvalidEvents([fault for number in sorted(wrong) for fault in wrong[number]])
     return events, now
 
 

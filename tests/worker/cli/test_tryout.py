@@ -118,6 +118,9 @@ def test_faulty_events_are_all_named(command: Command) -> None:
     broken = command("explain", events='{"event_name"', response={"status": 200})
     assert broken.code == 1
     assert "event 1: is not JSON" in broken.err
+    both = command("preview", events='{"platform": "ios"}\n{"event_name"\n{"platform": "web"}')
+    named = [line for line in both.err.splitlines() if line.startswith("  event ")]
+    assert [line[:9] for line in named] == [*["  event 1"] * 2, "  event 2", *["  event 3"] * 2]
 
 
 @pytest.mark.parametrize(
