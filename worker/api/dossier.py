@@ -169,6 +169,8 @@ def _next(row: Integration, integration: directory.Integration, waiting: Waiting
         return f"{told} {more} it; new settings, or activating it again, try at once."
     if row.settings is None:
         return "Active without settings: it is suspended at its first event. Save the settings."
+    if integration.fault:
+        return f"Active, and suspended at its first event: {integration.fault}"
     if not (waiting and waiting.events) or integration.limits.whole_batches:
         return "Delivering."
     return (

@@ -78,7 +78,7 @@ def show(integration_id: Id, *, json: AsJson = False) -> None:
             "provider": f"{shown['integration']} ({told['slug']})",
             "project": f"{told['project_id']}, {shown['target_platform']}",
             "state": STATES[shown["active"]] + (" on probation" if told["on_probation"] else ""),
-            "settings": "set" if told["settings_saved"] else "not set",
+            "settings": _settings_told(told),
             "last delivery": shown["last_delivery_at"] or "never",
             "last error": error.get("message"),
             "last error at": error.get("last_at"),
@@ -94,6 +94,12 @@ def show(integration_id: Id, *, json: AsJson = False) -> None:
     if shown["active"] == 2:
         note(f"onward integrations settings {integration_id} --set FILE")
         note(f"onward integrations activate {integration_id}")
+
+
+def _settings_told(told: dict[str, Any]) -> str:
+    if not told["settings_saved"]:
+        return "not set"
+    return f"set, and of no use: {told['settings_fault']}" if told["settings_fault"] else "set"
 
 
 def _failures(count: int) -> str:

@@ -108,6 +108,9 @@ def test_settings_that_no_key_opens_say_so(project: Project, engine: Engine) -> 
     answer = project("GET", settings_url(made))
     assert answer.status_code == 422
     assert "ONWARD_SECRET_KEYS" in answer.json()["error"]["message"]
+    project("POST", made["url"] + "/status", {"status": 1})
+    told = project("GET", f"{OPS}/integrations/{made['id']}").json()
+    assert told["next"] == f"Active, and suspended at its first event: {told['settings_fault']}"
 
 
 def test_the_dossier_tells_why(project: Project, app: FastAPI, engine: Engine) -> None:

@@ -188,6 +188,16 @@ def test_settings_are_shown_without_secrets_and_may_be_set_again(
     assert "api_key" in bad.err
 
 
+def test_show_tells_of_settings_that_no_key_opens(
+    onward: Command, made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that they are set, and that it delivers."""
+    monkeypatch.setenv("ONWARD_SECRET_KEYS", "another")
+    told = onward("integrations", "show", made["id"]).out
+    assert re.search("(?m)^settings +set, and of no use: No key .*ONWARD_SECRET_KEYS", told)
+    assert re.search("(?m)^next +Active, and suspended at its first event: No key", told)
+
+
 def test_is_paused_activated_and_deleted(
     onward: Command, made: dict[str, Any], redis: Redis
 ) -> None:
