@@ -191,7 +191,9 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: Any
         return WorkerSettings.model_validate(given)
     except ValidationError as error:
         faults = (
-            f"{variable(str(next(iter(e['loc']), 'SETTINGS')))}: {e['msg']}" for e in error.errors()
+            f"{variable(str(next(iter(e['loc']), 'SETTINGS')))}: "
+            + e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
         )
         raise InvalidEnvironment("; ".join(faults)) from None
 

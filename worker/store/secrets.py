@@ -127,11 +127,14 @@ def keyring_of(settings: WorkerSettings) -> KeyRing:
 
     Raises:
         InvalidEnvironment: the service of that folder has keys, and could not open what we save;
-            or the folder has no key, and the database is elsewhere: whoever else uses it could
-            not open that either.
+            or what is given holds none; or the folder has no key, and the database is elsewhere:
+            whoever else uses it could not open that either.
     """
     if settings.secret_keys is not None:
-        return KeyRing.of(settings.secret_keys.get_secret_value())
+        given = settings.secret_keys.get_secret_value()
+        if not given.strip(" ,"):
+            raise InvalidEnvironment("ONWARD_SECRET_KEYS: holds no key; give one, or unset it")
+        return KeyRing.of(given)
     if has_own_keys(settings.data_dir):
         raise InvalidEnvironment(
             "ONWARD_SECRET_KEYS: the service that runs here has it; set it too"

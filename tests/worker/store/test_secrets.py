@@ -92,6 +92,13 @@ def test_no_key_is_made_for_a_database_elsewhere(tmp_path: Path, url: str) -> No
     assert keyring_of(elsewhere).newest == KeyRing.of(made).newest
 
 
+@pytest.mark.parametrize("given", [",", " ", " , "])
+def test_a_ring_without_a_key_is_a_fault_of_the_environment(tmp_path: Path, given: str) -> None:
+    empty = WorkerSettings(data_dir=tmp_path, secret_keys=SecretStr(given))
+    with pytest.raises(InvalidEnvironment, match="ONWARD_SECRET_KEYS: holds no key"):
+        keyring_of(empty)
+
+
 def test_keys_of_the_service_are_asked_for(tmp_path: Path) -> None:
     """It could not open what is encrypted with a key of ours, and would suspend the pipeline."""
     write_state(tmp_path, own_keys=True)
