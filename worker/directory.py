@@ -219,7 +219,10 @@ def _settings_of(
         return read_settings(provider.title, provider.settings, data, context=context), ""
     except InvalidSettings as error:
         if not row.settings:
-            return None, f"{provider.title} settings are not set: {error}"
+            made = provider.settings.generated  # on saving: nobody has to give it
+            faults = [fault for fault in error.faults if not made or fault[0] != made.key]
+            lacking = [f"{key}: {text}" if key else text for key, text in faults]
+            return None, f"{provider.title} settings are not set: {'; '.join(lacking)}"
         return None, str(error)
     except UnreadableSettings as error:
         return None, str(error)

@@ -74,6 +74,13 @@ def test_what_is_wrong_with_a_row_is_said_and_hurts_no_other(
     assert found.settings is None
 
 
+def test_settings_that_are_not_set_are_asked_for_but_not_what_saving_makes() -> None:
+    fault = compiled(URL, settings=None).fault
+    assert fault == "Webhooks settings are not set: url: Webhooks url is not set"
+    fault = compiled(URL, settings=None, slug="slack").fault
+    assert fault == "Slack settings are not set: mode incoming_webhook needs webhook_url"
+
+
 @pytest.mark.parametrize(("epoch", "probation"), [(3, True), (2, False), (None, False)])
 def test_probation_is_of_one_epoch(epoch: int | None, *, probation: bool) -> None:
     assert compiled(URL, probation_epoch=epoch).on_probation is probation
