@@ -84,4 +84,7 @@ def show(
         print_json(told)
         return
     faults = "\n".join(map(fault_text, told["faults"] or ()))
-    print_fields({**told, "faults": faults, "body_encoding": ""})
+    encoding = told["body_encoding"]
+    print_fields(
+        {**told, "faults": faults, "body_encoding": "" if encoding == "utf-8" else encoding}
+    )
