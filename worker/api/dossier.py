@@ -25,6 +25,8 @@ REMEDIES = {
     "blocked": "The address may not be called (private, or a refused port). Set a public one.",
     "tls": "The certificate of {title}'s server is not valid. Its owner must renew it.",
     "throttled": "{title} asks to slow down. Nothing to do; sending goes on at its pace.",
+    "rejected": "{title} does not take these events. Look at the dead letters, correct settings or "
+    "event names, then activate, then replay them.",
     "bad_request": "{title} does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }

@@ -189,6 +189,20 @@ def test_the_dossier_shows_the_last_dead_letter_with_this_error(
     )
 
 
+def test_of_a_streak_of_rejections_the_dead_letters_tell(project: Project, engine: Engine) -> None:
+    """The message is how many they were; what the upstream said stands in the letters."""
+    made = project.create()
+    record(engine, made["id"])
+    project("POST", made["url"] + "/status", {"status": 1})
+    with engine.begin() as connection:
+        suspend(connection, made["id"], 0, message="20 events rejected", reason="rejected", at=AT)
+    told = project("GET", f"{OPS}/integrations/{made['id']}").json()["error"]
+    assert told["remedy"] == (
+        "Amplitude does not take these events. Look at the dead letters, correct settings or event "
+        "names, then activate, then replay them."
+    )
+
+
 def test_for_a_webhook_one_asks_its_receiver(project: Project, engine: Engine) -> None:
     slugs = ("webhooks", "amplitude")
     hook, other = (project.create(integration=slug)["id"] for slug in slugs)
