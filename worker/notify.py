@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from html import escape
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -124,6 +125,7 @@ def message_of(notice: Notification, receiver: Receiver, at: int) -> tuple[bytes
     """Return body and headers: a Slack message for a Slack URL, else a Standard Webhook.
 
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+    https://docs.slack.dev/messaging/formatting-message-text#escaping
     """
     values: dict[str, Any] = {
         **json.loads(notice.payload),
@@ -133,7 +135,7 @@ def message_of(notice: Notification, receiver: Receiver, at: int) -> tuple[bytes
     headers = {"Content-Type": "application/json"}
     text = TEXTS[notice.kind].format_map(values)
     if is_slack(receiver.url):
-        return dump({"text": text}), headers
+        return dump({"text": escape(text, quote=False)}), headers  # or `<!channel>` would call it
     data = {key: value for key, value in values.items() if value is not None}
     body = dump(
         {"type": notice.kind, "timestamp": notice.at.isoformat(), "text": text, "data": data}

@@ -54,13 +54,15 @@ def engine(empty_database: Engine) -> Engine:
     return empty_database
 
 
-def suspended(engine: Engine, project: str = "prj_a", **more: Any) -> None:
+def suspended(
+    engine: Engine, project: str = "prj_a", words: dict[str, str] | None = None, **more: Any
+) -> None:
     told = {"active": 2, "reason": "unauthorized", "message": "401 from Braze: no"}
     with engine.begin() as connection:
         notifications.add(
             connection,
             "integration.suspended",
-            {**told, "slug": "braze", "title": "CRM"},
+            {**told, "slug": "braze", "title": "CRM", **(words or {})},
             project_id=project,
             integration_id="c9VdLs3H",
             **more,
@@ -105,6 +107,16 @@ def test_a_slack_url_gets_a_slack_message(engine: Engine) -> None:
     body, headers = message_of(waiting(engine)[0], Receiver(SLACK, SECRET), 0)
     assert json.loads(body) == {"text": TEXT}
     assert headers == {"Content-Type": "application/json"}
+
+
+def test_what_others_wrote_calls_nobody_in_slack(engine: Engine) -> None:
+    """A customer's title, an upstream's words: `<!channel>` wakes everybody, `<url|text>` links."""
+    evil = "<!channel> & <https://evil.example|Sign in>"
+    suspended(engine, words={"title": evil, "message": evil})
+    body, _ = message_of(waiting(engine)[0], Receiver(SLACK, None), 0)
+    text = json.loads(body)["text"]
+    assert text.count("&lt;!channel&gt; &amp; &lt;https://evil.example|Sign in&gt;") == 2
+    assert "<" not in text
 
 
 def test_a_project_with_a_receiver_of_its_own_is_told_there(engine: Engine) -> None:
