@@ -133,7 +133,9 @@ def message_of(notice: Notification, receiver: Receiver, at: int) -> tuple[bytes
         "integration_id": notice.integration_id,
     }
     headers = {"Content-Type": "application/json"}
-    text = TEXTS[notice.kind].format_map(values)
+    told = (values.get("message") or "").rstrip()
+    stop = "" if not told or told.endswith((".", "!", "?")) else "."
+    text = TEXTS[notice.kind].format_map(values | {"message": told + stop}).rstrip()
     if is_slack(receiver.url):
         return dump({"text": escape(text, quote=False)}), headers  # or `<!channel>` would call it
     data = {key: value for key, value in values.items() if value is not None}

@@ -23,7 +23,7 @@ OTHER = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
 EVERYBODYS, OWN = "https://ops.example/hook", "https://team.example/hook"
 SLACK = "https://hooks.slack.com/services/T/B/x"
 TEXT = (
-    "Suspended: CRM (braze, c9VdLs3H) of prj_a. 401 from Braze: no Events are held. "
+    "Suspended: CRM (braze, c9VdLs3H) of prj_a. 401 from Braze: no. Events are held. "
     "When it is mended: onward integrations activate c9VdLs3H"
 )
 
