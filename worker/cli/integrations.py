@@ -258,8 +258,12 @@ def activate(integration_id: Id, *, json: AsJson = False) -> None:
 
     One that is active and fails is tried now, whenever its next attempt would be.
     """
-    changed = _set_status(integration_id, 1, json=json)
-    if changed.fails:
+    from worker.store.integrations import get  # noqa: PLC0415  quick --help
+
+    with looking() as connection:
+        failed = get(connection, integration_id).fails
+    _set_status(integration_id, 1, json=json)
+    if failed:
         note("It fails, and is tried now: one event first, what waits follows in order.")
 
 
@@ -290,13 +294,12 @@ def _waiting(integration_id: str) -> int:
     return waiting
 
 
-def _set_status(integration_id: str, status: int, *, json: bool) -> "Integration":
+def _set_status(integration_id: str, status: int, *, json: bool) -> None:
     from worker.store.integrations import set_status  # noqa: PLC0415  quick --help
 
     with changing() as connection:
         changed = set_status(connection, integration_id, status, ACTOR)
     _print(changed, json=json)
-    return changed
 
 
 def _print(integration: "Integration", *, json: bool) -> None:

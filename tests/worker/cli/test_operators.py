@@ -221,6 +221,8 @@ def test_activating_what_fails_says_that_it_is_tried_now(
     ran = onward("integrations", "activate", made["id"])
     assert (ran.code, ran.out.endswith("Analytics: active\n")) == (0, True)
     assert "tried now" in ran.err
+    onward("integrations", "pause", made["id"])
+    assert "tried now" not in onward("integrations", "activate", made["id"]).err, "nothing waits"
 
 
 def test_show_tells_why_it_is_suspended_what_waits_and_what_to_do(
