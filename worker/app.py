@@ -1,7 +1,6 @@
 """Composition root: the settings of the environment → Celery, store, directory, transport."""
 
 import gc
-import logging
 import os
 import signal
 import socket
@@ -25,8 +24,6 @@ from worker.directory import Directory
 from worker.settings import TASK_LIMIT_SECONDS, VISIBILITY_SECONDS, WorkerSettings, load_settings
 from worker.store.database import make_engine
 from worker.store.secrets import keyring_of
-
-log = logging.getLogger(__name__)
 
 
 @cache

@@ -18,11 +18,6 @@ class StoreClock:
         """Return the store's time in ms."""
         return time.monotonic() * 1000 + self._offset
 
-    @property
-    def drift_seconds(self) -> float:
-        """How far this machine's clock is ahead of the store's."""
-        return (time.time() * 1000 - self.now_ms()) / 1000
-
 
 def time_of(ms: float) -> datetime:
     """Return the time of milliseconds of the store's clock."""

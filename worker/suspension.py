@@ -6,20 +6,11 @@ never per event: a thousand events that meet a dead upstream are one failure.
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import IntEnum
 from typing import Literal
 
 import msgspec
 
 Verdict = Literal["go_on", "back_off", "pause", "suspend"]
-
-
-class Active(IntEnum):
-    """The `active` column. Stored as numbers; written by name."""
-
-    OFF = 0
-    ON = 1
-    SUSPENDED = 2
 
 
 @dataclass(frozen=True, slots=True)

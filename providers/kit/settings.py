@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from providers.kit.catalogue import ALIASES, EVENTS
+from providers.kit.catalogue import ALIASES
 
 Model = TypeVar("Model", bound="Settings")
 
@@ -244,6 +244,3 @@ def _fault(title: str, error: dict[str, Any]) -> tuple[str, str]:
             return key, "is not a setting of this provider"
         case _:
             return key, str(error["msg"]).removeprefix("Value error, ")
-
-
-KNOWN_EVENTS = frozenset(EVENTS)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.suspension import Active, Health, Round, Thresholds, Verdict, after_round
+from worker.suspension import Health, Round, Thresholds, Verdict, after_round
 
 LIMITS = Thresholds(retry=10, credential=5, reject=20)
 FAILED = Round(failed=True)
@@ -102,10 +102,6 @@ def test_nothing_else_is_put_down_to_events(
     before: Health, round_: Round, verdict: Verdict
 ) -> None:
     assert after_round(before, round_, LIMITS, again=True)[1] == verdict
-
-
-def test_active_is_stored_as_a_number() -> None:
-    assert [int(state) for state in (Active.OFF, Active.ON, Active.SUSPENDED)] == [0, 1, 2]
 
 
 rounds = st.builds(

@@ -6,9 +6,8 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from worker.store.attributions import find_attributions
 from worker.store.audit import list_rows
 from worker.store.database import now, reading
 from worker.store.dead_letters import get_dead_letter, list_dead_letters, mark_replayed
@@ -21,7 +20,7 @@ from worker.store.deliveries import (
 )
 from worker.store.errors import NotFound
 from worker.store.integrations import get, set_status, suspend
-from worker.store.models import Integration
+from worker.store.models import Attribution, Integration
 
 AT = datetime(2026, 6, 1, 11, 20, 36, 125000, tzinfo=UTC)
 
@@ -229,10 +228,9 @@ def test_attributions_are_replaced(engine: Engine) -> None:
     learn(None, "1", "{}")
     learn("1", "2", '{"campaign_id":"7"}')
     with reading(engine) as connection:
-        found = find_attributions(connection, "prj_a", ["u1", "u2"])
-        assert find_attributions(connection, "prj_b", ["u1"]) == {}
-    assert list(found) == ["u1"]
-    assert found["u1"].record == '{"campaign_id":"7"}'
+        (found,) = connection.execute(select(Attribution.table()))
+    assert (found.project_id, found.user_key) == ("prj_a", "u1")
+    assert found.record == '{"campaign_id":"7"}'
 
 
 def test_prune_takes_the_old_and_leaves_the_young(
