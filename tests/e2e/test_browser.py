@@ -17,9 +17,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.stack import PROJECT, Stack, eventually, free_port
+from tests.worker.store.rows import record_rows
 from worker.sample import events
 from worker.store.database import now
-from worker.store.deliveries import record_rows
 from worker.supervisor import Part, onward
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from tests.worker.store.rows import record_rows
 from worker.audit import balance
 from worker.journal import PAGE, Page, Row, pack
 from worker.record import record
 from worker.state import UNSHARDED, Keys
-from worker.store.deliveries import last_recorded, record_rows
+from worker.store.deliveries import last_recorded
 
 SHARDS = 4
 KEYS = Keys(1)

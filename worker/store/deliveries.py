@@ -1,7 +1,7 @@
-"""How events ended. `record_rows` is the journal's way into the database.
+"""How events ended. `record_shards` is the journals' way into the database.
 
-A shard's rows are written in one transaction together with how far it is recorded, so that a page
-is recorded once however often it is tried, and by however many recorders.
+Rows are written in one transaction together with how far each shard is recorded, so that a page is
+recorded once however often it is tried, and by however many recorders.
 """
 
 import json
@@ -62,38 +62,6 @@ _T = Delivery.table()
 _LETTERS = DeadLetter.table()
 
 
-def record_rows(
-    engine: Engine,
-    shard: int,
-    last_id_before: str | None,
-    last_id: str,
-    *,
-    deliveries: Sequence[Fields] = (),
-    dead_letters: Sequence[Fields] = (),
-    tallies: Mapping[tuple[str, str], int] | None = None,
-    health: Mapping[str, Fields] | None = None,
-    learned: Sequence[Fields] = (),
-) -> bool:
-    """Write what a shard's journal holds after `last_id_before`, up to `last_id`.
-
-    Rows are dicts of the tables' columns; absent ones are null (`attempts`: 0). A dead letter's
-    `faults` are JSON, or its text. `tallies` counts by (integration, outcome). `health` is by
-    integration: `last_delivery_at`, `last_error_at`, `last_error_message`, `last_error_reason`,
-    `failures`, and `delivered` (then `failures` are those since). `learned` are attributions.
-
-    Returns False, and writes nothing, where the mark is elsewhere: another recorder was there.
-    """
-    return record_shards(
-        engine,
-        [(shard, last_id_before, last_id)],
-        deliveries=_columns(engine.dialect, _T, deliveries),
-        dead_letters=dead_letters,
-        tallies=tallies,
-        health=health,
-        learned=learned,
-    )
-
-
 def record_shards(
     engine: Engine,
     marks: Sequence[Mark],
@@ -105,19 +73,26 @@ def record_shards(
     learned: Sequence[Fields] = (),
     nearing: Sequence[Fields] = (),
 ) -> bool:
-    """Write what the journals of several shards hold, all of it or nothing; see `record_rows`.
+    """Write what the journals of several shards hold, all of it or nothing.
 
     `deliveries` are the table's columns after its id, in the order of `journal.Row`, each of as
     many values; times are ISO texts in UTC.
+    `dead_letters` are dicts of the table's columns; absent ones are null (`attempts`: 0), and
+    `faults` are JSON, or its text. `tallies` counts by (integration, outcome).
+    `health` is by integration: `last_delivery_at`, `last_error_at`, `last_error_message`,
+    `last_error_reason`, `failures`, and `delivered` (then `failures` are those since).
+    `learned` are attributions.
     `nearing`: integrations (`integration_id`, `at`, `used`, `message`) that near a suspension; an
     integration's operator is told of it once an hour.
+
+    Returns False, and writes nothing, where a mark is elsewhere: another recorder was there.
     """
     with engine.connect() as connection, connection.begin() as transaction:
         if not _move_marks(connection, marks):
             transaction.rollback()
             return False
         _write(connection, _T, deliveries)
-        letters = _columns(engine.dialect, _LETTERS, map(_storable, dead_letters))
+        letters = _columns(engine.dialect, map(_storable, dead_letters))
         _write(connection, _LETTERS, letters)
         _add_tallies(connection, tallies or {})
         _note_health(connection, health or {})
@@ -179,11 +154,11 @@ def _json(rows: Sequence[Fields]) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def _columns(dialect: Dialect, table: Table, rows: Iterable[Fields]) -> list[Sequence[Any]]:
-    """Return rows as the table's columns after its id, as drivers take them; absent is null."""
-    known = [column for column in table.columns if column.name != "id"]
+def _columns(dialect: Dialect, letters: Iterable[Fields]) -> list[Sequence[Any]]:
+    """Return dead letters as the table's columns after its id, as drivers take them."""
+    known = [column for column in _LETTERS.columns if column.name != "id"]
     absent: Fields = {column.name: None for column in known} | {"attempts": 0}
-    whole = [{**absent, **row} for row in rows]
+    whole = [{**absent, **letter} for letter in letters]
     return [_stored(dialect, one, [row[one.name] for row in whole]) for one in known]
 
 

@@ -18,6 +18,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from tests.worker.api.conftest import ADMIN_KEY, Project
+from tests.worker.store.rows import record_rows
 from worker.api import actions
 from worker.api.app import create_app
 from worker.api.auth import RateLimit
@@ -28,7 +29,6 @@ from worker.settings import WorkerSettings
 from worker.state import Keys, shard_of
 from worker.store.database import reading
 from worker.store.dead_letters import list_dead_letters
-from worker.store.deliveries import record_rows
 
 OPS = "/ops/v1"
 AT = datetime(2026, 6, 1, 11, 20, 36, tzinfo=UTC)

@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 
 from tests.worker.api.conftest import Client, Keys, Project, on_both
+from tests.worker.store.rows import record_rows
 from worker import incidents
 from worker.incidents import Fare
 from worker.state import CHANGES, shard_of
 from worker.state import Keys as RedisKeys
-from worker.store.deliveries import record_rows
 from worker.store.integrations import suspend
 
 pytestmark = on_both

@@ -11,13 +11,13 @@ from redis import Redis
 from sqlalchemy import Engine, insert, update
 
 from tests.worker.cli.run import Ran, run
+from tests.worker.store.rows import record_rows
 from worker.journal import PAGE, Page, Row, pack
 from worker.lane import Tried
 from worker.settings import load_settings
 from worker.state import OWNERS, Keys, shard_of
 from worker.store import integrations, projects
 from worker.store.database import make_engine, now
-from worker.store.deliveries import record_rows
 from worker.store.models import DeadLetter, Delivery, Integration
 from worker.store.schema import upgrade
 

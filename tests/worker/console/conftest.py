@@ -14,11 +14,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
+from tests.worker.store.rows import record_rows
 from worker.api.app import create_app
 from worker.settings import WorkerSettings
 from worker.state import Keys, shard_of
 from worker.store import integrations, projects
-from worker.store.deliveries import record_rows
 
 ADMIN_KEY = "admin-key-for-tests"
 PROJECT = "prj_test"

@@ -24,12 +24,12 @@ from tests.worker.console.conftest import (
     suspended,
     waits,
 )
+from tests.worker.store.rows import record_rows
 from worker import trial
 from worker.incidents import Fare, key, pack
 from worker.state import CHANGES, OWNERS
 from worker.store import audit, dead_letters, integrations
 from worker.store.database import reading
-from worker.store.deliveries import record_rows
 from worker.store.models import Integration
 from worker.store.secrets import keyring_of
 

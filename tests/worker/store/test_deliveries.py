@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
+from tests.worker.store.rows import record_rows
 from worker.store.audit import list_rows
 from worker.store.database import now, reading
 from worker.store.dead_letters import get_dead_letter, list_dead_letters, mark_replayed
-from worker.store.deliveries import (
-    last_recorded,
-    list_deliveries,
-    list_tallies,
-    prune,
-    record_rows,
-)
+from worker.store.deliveries import last_recorded, list_deliveries, list_tallies, prune
 from worker.store.errors import NotFound
 from worker.store.integrations import get, set_status, suspend
 from worker.store.models import Attribution, Integration
