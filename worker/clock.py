@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 
 class StoreClock:
@@ -17,6 +18,17 @@ class StoreClock:
     def now_ms(self) -> float:
         """Return the store's time in ms."""
         return time.monotonic() * 1000 + self._offset
+
+
+def store_ms(redis: Any) -> int:
+    """Return the store's time in ms, as its blocking client is told it."""
+    seconds, micros = redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def accepted_at(entry_id: bytes) -> int:
+    """Return when an intake's entry was accepted (store clock, ms): its id says so."""
+    return int(entry_id.partition(b"-")[0])
 
 
 def time_of(ms: float) -> datetime:

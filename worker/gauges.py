@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import incidents, metrics
 from worker.audit import balance
+from worker.clock import accepted_at, store_ms
 from worker.directory import compile_integration
 from worker.policy import Policy
 from worker.repeating import Repeating
@@ -73,8 +74,7 @@ def backlog(redis: Any, shards: int) -> dict[str, int]:
 
 def waits(redis: Any, shards: int) -> Waits:
     """Return what waits; three round trips."""
-    seconds, micros = redis.time()
-    now = seconds * 1000 + micros / 1000
+    now = store_ms(redis)
     keys = [Keys(number) for number in range(shards)]
     pipe = redis.pipeline(transaction=False)
     for stream in [UNSHARDED, *(key.intake for key in keys), *(key.journal for key in keys)]:
@@ -104,7 +104,7 @@ def _look(pipe: Any, stream: str) -> None:
 
 def _age(now: float, heads: Iterable[list[tuple[bytes, Any]]]) -> float:
     """Return the age of the oldest of these first entries, by the time in its id."""
-    times = [int(entry_id.partition(b"-")[0]) for head in heads for entry_id, _ in head]
+    times = [accepted_at(entry_id) for head in heads for entry_id, _ in head]
     return max(now - min(times, default=now), 0) / 1000
 
 

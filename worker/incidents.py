@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from worker.clock import store_ms
 from worker.store import notifications
 
 OPEN = "onward:incidents"  # slug → when its incident was last seen (store clock, ms)
@@ -91,8 +92,7 @@ def tell(redis: Any, engine: Engine, slugs: Sequence[str]) -> None:
 
     Needs the database for a change: without it nothing changes, and the next look tells.
     """
-    seconds, micros = redis.time()
-    now_ms = seconds * 1000 + micros // 1000
+    now_ms = store_ms(redis)
     pipe = redis.pipeline(transaction=False)
     for slug in slugs:
         pipe.hvals(key(slug))

@@ -15,8 +15,9 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from providers.kit.decode import InvalidEvent, decode
+from worker.clock import accepted_at
 from worker.committer import Committer
-from worker.router import Looked, Router, accepted_at
+from worker.router import Looked, Router
 from worker.shard import Shard, queued
 from worker.state import GROUP, UNSHARDED, shard_of
 

@@ -15,6 +15,7 @@ from providers.kit.decode import InvalidEvent, decode
 from providers.kit.interface import dump_text
 from providers.kit.reader import ID, PROJECT, fault_text
 from worker import metrics, traces
+from worker.clock import accepted_at
 from worker.dispatch import Dispatcher
 from worker.journal import Letter, Row
 from worker.shard import Entry, Shard
@@ -307,11 +308,6 @@ def _malformed(shard: Shard, entry_id: bytes, raw: bytes, faults: list[dict[str,
     metrics.event("malformed")
     message = "; ".join(map(fault_text, faults))[:1000]
     set_apart(shard, entry_id, raw, "malformed", message, dump_text(faults))
-
-
-def accepted_at(entry_id: bytes) -> int:
-    """Return when an entry was accepted (store clock, ms): its id says so."""
-    return int(entry_id.partition(b"-")[0])
 
 
 def _fields_text(fields: dict[bytes, bytes]) -> bytes:

@@ -4,7 +4,7 @@ All keys of a shard carry its number as a hash tag, so that one script may touch
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ KEEPING_MS = 60_000  # a keeper that hangs keeps others out for so long
 RECORDING_MS = 10_000  # a recorder that was killed keeps others out for so long
 LEASE_MS = 10_000
 PIPE_DAYS = 7
+AT_ONCE = 1_000  # entries of a stream a read
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -108,6 +109,14 @@ class Keys:
     def pipe(self, integration: str, epoch: int) -> str:
         """Consecutive failures of an integration in one epoch."""
         return self._key(f"pipe:{integration}:{epoch}")
+
+
+def entries_of(redis: Any, stream: str) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+    """Yield a stream's entries, some at a time; `redis` is a blocking client."""
+    cursor = b"-"
+    while entries := redis.xrange(stream, min=cursor, count=AT_ONCE):
+        yield from entries
+        cursor = b"(" + entries[-1][0]
 
 
 def shard_of(project_id: str, shards: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from worker import incidents
-from worker.clock import next_attempt, time_of
+from worker.clock import next_attempt, store_ms, time_of
 from worker.gauges import backlog
 from worker.state import OWNERS, Keys, shard_of
 from worker.store.database import reading
@@ -54,8 +54,7 @@ def overview(redis: Any, engine: Engine, shards: int) -> Overview:
     with reading(engine) as connection:
         found = list_of(connection)
         tallies = list_tallies(connection)
-    seconds, micros = redis.time()
-    now = seconds * 1000 + micros // 1000
+    now = store_ms(redis)
     memory = redis.info("memory")
     outcomes: Counter[str] = Counter()
     for (_, outcome), count in tallies.items():

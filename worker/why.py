@@ -11,16 +11,15 @@ from sqlalchemy import Connection
 
 from worker import lane
 from worker.audit import NOBODY
-from worker.clock import next_attempt, time_of
+from worker.clock import accepted_at, next_attempt, store_ms, time_of
 from worker.journal import PAGE, Row, unpack
-from worker.state import UNSHARDED, Keys, shard_of
+from worker.state import UNSHARDED, Keys, entries_of, shard_of
 from worker.store import audit
 from worker.store.dead_letters import list_dead_letters
 from worker.store.deliveries import list_deliveries
 from worker.store.integrations import get, list_of
 from worker.store.models import DeadLetter, Delivery, Integration
 
-AT_ONCE = 1_000  # stream entries a read
 HELD = "held: its pipeline is suspended"
 
 
@@ -118,7 +117,7 @@ def _search(redis: Any, keys: Keys, event_id: str, life: Life) -> None:
     life.places += _in_intake(redis, keys.intake, event_id)
     for raw in redis.zrange(keys.due, 0, -1):
         life.places += _in_lane(redis, keys, raw.decode(), event_id)
-    for _, fields in _entries(redis, keys.journal):
+    for _, fields in entries_of(redis, keys.journal):
         rows = unpack(fields[PAGE]).rows
         life.on_the_way += [row for row in rows if row.event_id == event_id]
     for name, count in redis.hgetall(keys.tally).items():
@@ -127,23 +126,16 @@ def _search(redis: Any, keys: Keys, event_id: str, life: Life) -> None:
             life.dropped[what] += int(count)
 
 
-def _entries(redis: Any, stream: str) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
-    cursor: bytes = b"-"
-    while entries := redis.xrange(stream, min=cursor, count=AT_ONCE):
-        yield from entries
-        cursor = b"(" + entries[-1][0]
-
-
 def _in_intake(redis: Any, stream: str, event_id: str) -> Iterator[Place]:
-    for entry_id, fields in _entries(redis, stream):
+    for entry_id, fields in entries_of(redis, stream):
         seen = _read(fields.get(b"event", b""), event_id)
         if seen:
-            at = time_of(int(entry_id.split(b"-")[0]))
+            at = time_of(accepted_at(entry_id))
             yield Place("", seen.project_id, seen.platform, at, "no worker has read it yet")
 
 
 def _in_lane(redis: Any, keys: Keys, integration_id: str, event_id: str) -> Iterator[Place]:
-    for lane_id, fields in _entries(redis, keys.lane(integration_id)):
+    for lane_id, fields in entries_of(redis, keys.lane(integration_id)):
         seen = _read(fields[b"e"], event_id)
         if seen:
             at = time_of(int(fields[b"t"]))
@@ -152,7 +144,7 @@ def _in_lane(redis: Any, keys: Keys, integration_id: str, event_id: str) -> Iter
 
 
 def _why_in_lane(redis: Any, keys: Keys, integration_id: str, lane_id: bytes) -> str:
-    now = redis.time()[0] * 1000
+    now = store_ms(redis)
     kept = redis.hget(keys.tries(integration_id), lane_id)
     tried = msgspec.msgpack.decode(kept, type=lane.Tried) if kept else lane.Tried()
     if until := next_attempt(tried.due, now):

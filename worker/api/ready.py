@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from worker.api.auth import Services
+from worker.clock import accepted_at, store_ms
 from worker.intake import IntakeFull, check_room
 from worker.state import GROUP, OWNERS, UNSHARDED, Keys
 from worker.store.database import reading
@@ -52,7 +53,7 @@ def checks_of(here: Services) -> dict[str, Check]:
 
 def check_workers(redis: Any) -> None:
     """Raise NotReady where no process drains: each notes every 2 s that it lives 10 s more."""
-    if not redis.zcount(OWNERS, f"({_now_ms(redis)}", "+inf"):
+    if not redis.zcount(OWNERS, f"({store_ms(redis)}", "+inf"):
         raise NotReady("No worker drains: start `onward worker`, or look at its log")
 
 
@@ -80,12 +81,12 @@ def check_intake(redis: Any, shards: int) -> None:
         pipe.xrange(stream, min=f"({_last_given(found)}", count=1)
         if found:
             pipe.xinfo_consumers(stream, GROUP)
-    replies, now = iter(pipe.execute()), _now_ms(redis)
+    replies, now = iter(pipe.execute()), store_ms(redis)
     unread = []
     for found in groups.values():
         entries, consumers = next(replies), next(replies) if found else []
         asked = min((consumer["idle"] for consumer in consumers), default=math.inf)
-        waits = [now - int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]
+        waits = [now - accepted_at(entry_id) for entry_id, _ in entries]
         unread += [waited for waited in waits if min(waited, asked) > UNREAD_SECONDS * 1000]
     if unread:
         raise NotReady(
@@ -105,11 +106,6 @@ def _groups(reply: Any) -> list[Mapping[str, Any]]:
 def _last_given(groups: list[Mapping[str, Any]]) -> str:
     given: bytes = groups[0]["last-delivered-id"] if groups else b"0-0"
     return given.decode()
-
-
-def _now_ms(redis: Any) -> int:
-    seconds, micros = redis.time()
-    return int(seconds) * 1000 + int(micros) // 1000
 
 
 async def reasons_of(checks: Mapping[str, Check]) -> dict[str, str]:

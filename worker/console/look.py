@@ -12,13 +12,13 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from worker.audit import ENDS
-from worker.state import UNSHARDED, Keys, shard_of
+from worker.clock import accepted_at
+from worker.state import AT_ONCE, UNSHARDED, Keys, shard_of
 from worker.store.models import Delivery, Integration
 
 WINDOW_SECONDS = 60  # of the rates
 LAGS = 200  # deliveries the lag is told of
 SOON_HOURS = 12  # what expires within them is told
-AT_ONCE = 1_000  # lane entries a read
 MOST = 20_000  # lane entries looked at
 BARS, HEIGHT = 60, 40  # of a sparkline, its own units
 
@@ -72,7 +72,7 @@ def traffic(redis: Any, shards: int, meter: Meter) -> Traffic:
     *replies, (seconds, micros) = pipe.execute(raise_on_error=False)
     infos = [_info(reply) for reply in replies[: len(streams)]]
     taken = sum(int(info["entries-added"]) for info in infos)
-    heads = [_ms(info["first-entry"][0]) for info in infos if info["first-entry"]]
+    heads = [accepted_at(info["first-entry"][0]) for info in infos if info["first-entry"]]
     delivered = sum(
         int(count)
         for tally in replies[len(streams) :]
@@ -90,10 +90,6 @@ def _info(reply: Any) -> dict[str, Any]:
     if isinstance(reply, Exception):
         raise reply
     return {"entries-added": reply.get("entries-added", 0), "first-entry": reply["first-entry"]}
-
-
-def _ms(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
 
 
 def lag(rows: Sequence[Delivery]) -> tuple[float, float] | None:

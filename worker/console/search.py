@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
-from worker.clock import time_of
-from worker.state import UNSHARDED, Keys
+from worker.clock import accepted_at, time_of
+from worker.state import UNSHARDED, Keys, entries_of
 from worker.store.dead_letters import list_dead_letters
 
-AT_ONCE = 1_000  # entries a read
 MOST = 100_000  # entries of streams that are looked at
 LETTERS = 1_000  # newest dead letters that are looked at
 SHOWN = 200
@@ -90,18 +89,11 @@ def _waiting(redis: Any, shards: int) -> Iterator[tuple[str, bytes, int]]:
         yield from _intake(redis, keys.intake)
         for name in redis.zrange(keys.due, 0, -1):
             integration_id = name.decode()
-            for _, fields in _entries(redis, keys.lane(integration_id)):
+            for _, fields in entries_of(redis, keys.lane(integration_id)):
                 yield integration_id, fields.get(b"e", b""), int(fields.get(b"t", 0))
     yield from _intake(redis, UNSHARDED)
 
 
 def _intake(redis: Any, stream: str) -> Iterator[tuple[str, bytes, int]]:
-    for entry_id, fields in _entries(redis, stream):
-        yield "", fields.get(b"event", b""), int(entry_id.split(b"-")[0])
-
-
-def _entries(redis: Any, stream: str) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
-    cursor: bytes = b"-"
-    while entries := redis.xrange(stream, min=cursor, count=AT_ONCE):
-        yield from entries
-        cursor = b"(" + entries[-1][0]
+    for entry_id, fields in entries_of(redis, stream):
+        yield "", fields.get(b"event", b""), accepted_at(entry_id)
