@@ -106,18 +106,20 @@ def storage_error(message: str = "The database can not be reached at the moment"
     )
 
 
+UNREACHABLE = (OperationalError, InterfaceError, DisconnectionError, PoolTimeout)
+TOLD = (ApiError, StoreError, IntakeFull, RedisError, *UNREACHABLE)  # all else is a fault of ours
+
+
 def install(app: FastAPI) -> None:
     """Turn exceptions into envelopes."""
-    for unreachable in (OperationalError, InterfaceError, DisconnectionError, PoolTimeout):
-        app.add_exception_handler(unreachable, lambda _request, _error: storage_error().response())
-    for ours in (ApiError, StoreError, IntakeFull, RedisError):
-        app.add_exception_handler(ours, lambda _request, error: api_error(error).response())
+    for kind in TOLD:
+        app.add_exception_handler(kind, lambda _request, error: api_error(error).response())
     app.add_exception_handler(RequestValidationError, _bad_parameters)
     app.add_exception_handler(HTTPException, _http)
 
 
 def api_error(error: Exception) -> ApiError:
-    """Return what an exception of the store, or of ours, is to a caller."""
+    """Return what one of `TOLD` is to a caller."""
     match error:
         case ApiError():
             return error
@@ -131,6 +133,8 @@ def api_error(error: Exception) -> ApiError:
             return storage_error(str(error))
         case RedisError():
             return storage_error("Redis can not be reached at the moment")
+        case _ if isinstance(error, UNREACHABLE):
+            return storage_error()
         case UnreadableSettings():
             return ApiError(422, "logical", "relation_not_found", str(error))
         case _:

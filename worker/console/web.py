@@ -15,15 +15,11 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from providers.kit.reader import fault_text
 from worker.api.auth import Here, Services
-from worker.api.errors import ApiError, api_error, storage_error
+from worker.api.errors import TOLD, ApiError, api_error, storage_error
 from worker.console.session import COOKIE, FIRST, Forged, Sessions, SignedOut, same
-from worker.intake import IntakeFull
-from worker.store.errors import StoreError
 
 HERE = Path(__file__).parent
 MOST = 64 * 1024  # bytes of a form
@@ -173,9 +169,7 @@ class Page(APIRoute):
                 return _error(400, "A field of the form or the address is faulty.")
             except HTTPException as error:
                 return _error(error.status_code, str(error.detail))
-            except (OperationalError, InterfaceError, DisconnectionError, PoolTimeout):
-                return _of(storage_error())
-            except (ApiError, StoreError, IntakeFull, RedisError) as error:
+            except TOLD as error:
                 return _of(_read(error))
 
         return guarded
@@ -185,7 +179,7 @@ def _read(error: Exception) -> ApiError:
     if isinstance(error, RedisError):
         return storage_error("Redis does not answer. Nothing is delivered until it does; what was "
         "accepted is in its append-only file.")  # fmt: skip
-    return storage_error(str(error)) if isinstance(error, IntakeFull) else api_error(error)
+    return api_error(error)
 
 
 def _of(error: ApiError) -> Response:
