@@ -1,16 +1,28 @@
 """The shapes of the record under /ops/v1: deliveries, dead letters, the audit log."""
 
 import json
-from base64 import b64encode
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from worker.api.schemas import moment
-from worker.store.models import AuditRow, DeadLetter, Delivery
+from worker.preview import text_or_base64
+from worker.store.models import Base
+
+Moment: TypeAlias = Annotated[str | None, BeforeValidator(moment)]
+Decoded: TypeAlias = Annotated[Any, BeforeValidator(lambda raw: json.loads(raw) if raw else None)]
 
 
-class DeliveryObject(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    @classmethod
+    def of(cls, row: Base) -> Self:
+        """Return the object of a row."""
+        return cls.model_validate(row)
+
+
+class DeliveryObject(_Record):
     """How an event ended for an integration."""
 
     id: int
@@ -23,29 +35,11 @@ class DeliveryObject(BaseModel):
     message: str | None
     status: int | None
     attempts: int
-    accepted_at: str | None
-    finished_at: str | None
-
-    @classmethod
-    def of(cls, row: Delivery) -> "DeliveryObject":
-        """Return the object of a row."""
-        return cls(
-            id=row.id,
-            integration_id=row.integration_id,
-            project_id=row.project_id,
-            event_id=row.event_id,
-            event_name=row.event_name,
-            outcome=row.outcome,
-            reason=row.reason,
-            message=row.message,
-            status=row.status,
-            attempts=row.attempts,
-            accepted_at=moment(row.accepted_at),
-            finished_at=moment(row.finished_at),
-        )
+    accepted_at: Moment
+    finished_at: Moment
 
 
-class DeadLetterObject(BaseModel):
+class DeadLetterObject(_Record):
     """What was given up, and why."""
 
     id: int
@@ -58,13 +52,8 @@ class DeadLetterObject(BaseModel):
     faults: Any
     status: int | None
     attempts: int
-    created_at: str | None
-    replayed_at: str | None
-
-    @classmethod
-    def of(cls, row: DeadLetter) -> Self:
-        """Return the object of a row."""
-        return cls(**_letter(row))
+    created_at: Moment
+    replayed_at: Moment
 
 
 class DeadLetterWhole(DeadLetterObject):
@@ -76,52 +65,20 @@ class DeadLetterWhole(DeadLetterObject):
     response: str | None
 
     @classmethod
-    def of(cls, row: DeadLetter) -> Self:
+    def of(cls, row: Any) -> Self:
         """Return the object of a row."""
-        try:
-            body, encoding = row.body.decode(), "utf-8"
-        except UnicodeDecodeError:
-            body, encoding = b64encode(row.body).decode(), "base64"
-        return cls(
-            **_letter(row),
-            body=body,
-            body_encoding=encoding,
-            request=row.request,
-            response=row.response,
-        )
+        body, encoding = text_or_base64(row.body)
+        return cls.model_validate(vars(row) | {"body": body, "body_encoding": encoding})
 
 
-def _letter(row: DeadLetter) -> dict[str, Any]:
-    same = (
-        "id", "project_id", "integration_id", "event_id", "event_name", "reason", "message",
-        "faults", "status", "attempts",
-    )  # fmt: skip
-    times = {name: moment(getattr(row, name)) for name in ("created_at", "replayed_at")}
-    return {name: getattr(row, name) for name in same} | times
-
-
-class AuditEntry(BaseModel):
+class AuditEntry(_Record):
     """Who changed what; secrets are masked."""
 
     id: int
-    at: str | None
+    at: Moment
     actor: str
     action: str
     project_id: str | None
     integration_id: str | None
-    before: Any
-    after: Any
-
-    @classmethod
-    def of(cls, row: AuditRow) -> "AuditEntry":
-        """Return the object of a row."""
-        return cls(
-            id=row.id,
-            at=moment(row.at),
-            actor=row.actor,
-            action=row.action,
-            project_id=row.project_id,
-            integration_id=row.integration_id,
-            before=json.loads(row.before) if row.before else None,
-            after=json.loads(row.after) if row.after else None,
-        )
+    before: Decoded
+    after: Decoded
