@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from providers.kit import (
     MONEY_OUT,
@@ -95,11 +95,7 @@ class AppMetricaSettings(RevenueSettings):
         None, description="Post API key of that application"
     )
 
-    @model_validator(mode="after")
-    def _sandbox_is_whole(self) -> "AppMetricaSettings":
-        if (self.sandbox_application_id is None) != (self.sandbox_post_api_key is None):
-            raise ValueError("set both sandbox_application_id and sandbox_post_api_key, or neither")
-        return self
+    pairs = (("sandbox_application_id", "sandbox_post_api_key"),)
 
     def sends_revenue(self, event_name: str) -> bool:
         """Whether the amount of this event is to be sent: in the event's JSON at least."""

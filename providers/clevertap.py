@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Annotated, Literal
 
 from msgspec.structs import replace
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from providers.kit import (
     MB,
@@ -91,12 +91,7 @@ class ClevertapSettings(Settings):
 
     name_pattern = re.compile(rf"(?s)(?!(?:{SYSTEM})$).{{1,120}}")
     name_rule = "at most 120 characters, and none of CleverTap's system events"
-
-    @model_validator(mode="after")
-    def _sandbox_is_whole(self) -> "ClevertapSettings":
-        if (self.sandbox_account_id is None) != (self.sandbox_passcode is None):
-            raise ValueError("set both sandbox_account_id and sandbox_passcode, or neither")
-        return self
+    pairs = (("sandbox_account_id", "sandbox_passcode"),)
 
 
 def encode(events: Sequence[Event], settings: ClevertapSettings, context: Context) -> Plan:

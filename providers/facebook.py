@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from providers.kit import (
     KB,
@@ -131,12 +131,7 @@ class FacebookSettings(Settings):
 
     name_pattern = re.compile(r"(?s).{1,50}")
     name_rule = "at most 50 characters"
-
-    @model_validator(mode="after")
-    def _sandbox_is_whole(self) -> "FacebookSettings":
-        if (self.sandbox_dataset_id is None) != (self.sandbox_access_token is None):
-            raise ValueError("set both sandbox_dataset_id and sandbox_access_token, or neither")
-        return self
+    pairs = (("sandbox_dataset_id", "sandbox_access_token"),)
 
     def takes_sandbox(self) -> bool:
         """Whether sandbox events are sent: a test event code keeps them apart, too."""

@@ -125,13 +125,13 @@ class FirebaseSettings(RevenueSettings):
         "a letter, then letters, digits and _, at most 40, not reserved by Google Analytics, "
         "and not beginning with firebase_, ga_ or google_"
     )
+    pairs = tuple(
+        (f"{name}_firebase_app_id", f"{name}_api_secret")
+        for name in ("ios", "android", "sandbox_ios", "sandbox_android")
+    )
 
     @model_validator(mode="after")
-    def _pairs_are_whole(self) -> "FirebaseSettings":
-        for name in ("ios", "android", "sandbox_ios", "sandbox_android"):
-            pair = (getattr(self, f"{name}_firebase_app_id"), getattr(self, f"{name}_api_secret"))
-            if any(pair) and not all(pair):
-                raise ValueError(f"set both {name}_firebase_app_id and {name}_api_secret")
+    def _has_a_stream(self) -> "FirebaseSettings":
         if not (self.ios_firebase_app_id or self.android_firebase_app_id):
             raise ValueError(
                 "set ios_firebase_app_id with ios_api_secret, or android_firebase_app_id with "

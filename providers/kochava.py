@@ -72,12 +72,12 @@ class KochavaSettings(Settings):
     api_secret: Secret | None = Field(None, description="Its secret, from Kochava's account team")
     revenue_basis: Literal["usd", "local"] = Field("usd", description="Currency of `sum`")
 
+    pairs = (("api_key", "api_secret"),)
+
     @model_validator(mode="after")
-    def _is_complete(self) -> Self:
+    def _has_an_app(self) -> Self:
         if not self.app_guid_ios and not self.app_guid_android:
             raise ValueError("app_guid_ios or app_guid_android is needed: the app's GUID, ko…")
-        if (self.api_key is None) != (self.api_secret is None):
-            raise ValueError("api_key and api_secret go together: set both or neither")
         return self
 
 

@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
 
 from msgspec.structs import replace
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from providers.kit import (
     Check,
@@ -120,12 +120,7 @@ class OneSignalSettings(RevenueSettings):
 
     name_pattern: ClassVar = re.compile(r".{1,128}")
     name_rule: ClassVar = "at most 128 characters"
-
-    @model_validator(mode="after")
-    def _sandbox_is_whole(self) -> Self:
-        if (self.sandbox_app_id is None) != (self.sandbox_api_key is None):
-            raise ValueError("sandbox_app_id and sandbox_api_key belong together: set both")
-        return self
+    pairs: ClassVar = (("sandbox_app_id", "sandbox_api_key"),)
 
     def apart(self, event: Event) -> bool:
         """Return whether the event goes to the app for sandbox events."""

@@ -9,9 +9,9 @@ Errors: the `status_code` in the body decides, for HTTP is 200 for most refusals
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from providers.kit import (
     Check,
@@ -93,14 +93,7 @@ class PushwooshSettings(RevenueSettings):
 
     name_pattern: ClassVar = re.compile(r"(?!PW_).{1,32}")
     name_rule: ClassVar = "at most 32 characters, and not beginning PW_ (Pushwoosh's own)"
-
-    @model_validator(mode="after")
-    def _sandbox_is_whole(self) -> Self:
-        if (self.sandbox_application_code is None) != (self.sandbox_api_token is None):
-            raise ValueError(
-                "sandbox_application_code and sandbox_api_token belong together: set both"
-            )
-        return self
+    pairs: ClassVar = (("sandbox_application_code", "sandbox_api_token"),)
 
 
 def encode(events: Sequence[Event], settings: PushwooshSettings, context: Context) -> Plan:

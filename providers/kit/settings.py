@@ -141,6 +141,7 @@ class Settings(_NumbersAreNumbers):
     generated: ClassVar[Generated | None] = None  # shown to whoever's saving made it, once
     name_pattern: ClassVar[re.Pattern[str] | None] = None  # of the upstream's event names
     name_rule: ClassVar[str] = ""  # the same in words
+    pairs: ClassVar[tuple[tuple[str, str], ...]] = ()  # keys that are set both or not at all
 
     @model_validator(mode="before")
     @classmethod
@@ -175,6 +176,13 @@ class Settings(_NumbersAreNumbers):
             if name is None or self.name_pattern is None or self.name_pattern.fullmatch(name):
                 continue
             raise ValueError(f'event_names: "{name}" for {event} will not do: {self.name_rule}')
+        return self
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "Settings":
+        for one, other in self.pairs:
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"set both {one} and {other}, or neither")
         return self
 
     def takes_sandbox(self) -> bool:

@@ -173,8 +173,8 @@ def test_skips(changes: dict[str, Any], settings: dict[str, Any], message: str) 
     ("change", "words"),
     [
         ({"app_guid_ios": None, "app_guid_android": " "}, "app_guid_ios or app_guid_android"),
-        ({"api_key": "k"}, "set both or neither"),
-        ({"api_secret": "s"}, "set both or neither"),
+        ({"api_key": "k"}, "set both api_key and api_secret"),
+        ({"api_secret": "s"}, "set both api_key and api_secret"),
         ({"revenue_basis": "eur"}, "revenue_basis"),
     ],
 )
