@@ -30,7 +30,11 @@ REMEDIES = {
     "bad_request": "{title} does not take these events. Look at the dead letters, correct "
     "settings or event names, then replay them.",
 }
-NO_LETTERS = {"Look at the dead letters, correct": "Correct", ", then replay them": ""}
+NO_LETTERS = {
+    "rejected": "{title} does not take these events. Correct settings or event names, then "
+    "activate.",
+    "bad_request": "{title} does not take these events. Correct settings or event names.",
+}
 THEN = ", then activate"  # not where it is active
 AS_NAMED = "Put right what the message names, in the settings or at {title}, then activate."
 WAIT = "Nothing to do while it is tried again; if it stays, ask {title}'s status page."
@@ -121,17 +125,16 @@ def _sample(
 def _remedy(
     row: Integration, integration: directory.Integration, waiting: Waiting | None, letters: int
 ) -> str:
+    reason = row.last_error_reason or ""
     if row.active == 1 and waiting and waiting.incident:
         text = INCIDENT
+    elif reason in NO_LETTERS and not letters:
+        text = NO_LETTERS[reason]
     else:
         wait = WAIT_FOR_OWN if row.slug == "webhooks" else WAIT
-        usual = AS_NAMED if row.active == 2 else wait
-        text = REMEDIES.get(row.last_error_reason or "", usual)
+        text = REMEDIES.get(reason, AS_NAMED if row.active == 2 else wait)
     provider = integration.provider
     text = text if row.active == 2 else text.replace(THEN, "")
-    if not letters:
-        for words, instead in NO_LETTERS.items():
-            text = text.replace(words, instead)
     return text.format(title=provider.title, secrets=_secrets(provider, integration))
 
 
