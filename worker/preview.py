@@ -161,6 +161,11 @@ def preview(rehearsal: Rehearsal, *, show_secrets: bool = False) -> dict[str, An
 
 
 def _shown(request: Request, ids: Sequence[str]) -> dict[str, Any]:
+    return request_shown(request) | {"events": [ids[position] for position in request.events]}
+
+
+def request_shown(request: Request) -> dict[str, Any]:
+    """Return a request as plain values."""
     body, encoding = text_or_base64(request.body)
     return {
         "method": request.method,
@@ -168,7 +173,6 @@ def _shown(request: Request, ids: Sequence[str]) -> dict[str, Any]:
         "headers": dict(request.headers),
         "body": body,
         "body_encoding": encoding,
-        "events": [ids[position] for position in request.events],
     }
 
 

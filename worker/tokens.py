@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Mapping
 
-from providers.kit import Misconfigured, Outcome, Retry, Token
+from providers.kit import Outcome, Token
+from worker.attempt import transport_outcome
 from worker.clock import time_of
 from worker.directory import Integration
 from worker.transport import Transport, TransportError
@@ -38,8 +39,7 @@ class Tokens:
                     request, pool=integration.id, timeout=integration.timeout
                 )
             except TransportError as error:
-                failed = Misconfigured if error.fault == "settings" else Retry
-                return failed(error.reason, error.message)
+                return transport_outcome(error)
             token = source.read(response)
             if not isinstance(token, Token):
                 return token

@@ -6,6 +6,7 @@ state changes.
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,10 +31,11 @@ from providers.kit import (
     plan,
     screen,
 )
-from worker.attempt import transport_outcome
+from worker.attempt import context_for, transport_outcome
+from worker.clock import time_of
 from worker.directory import Integration
 from worker.mask import Mask
-from worker.preview import outcome_shown, text_or_base64
+from worker.preview import outcome_shown, request_shown, text_or_base64
 from worker.settings import WorkerSettings
 from worker.tokens import Tokens
 from worker.transport import Transport, TransportError, make_transport
@@ -158,18 +160,12 @@ async def _context(integration: Integration, transport: Transport) -> Context | 
     """Return the context of a request sent now, with a token if one is needed; or why not."""
     if integration.settings is None:
         return Misconfigured("settings", integration.fault)
-    now = datetime.now(UTC)
-    token = await Tokens(transport).values(integration, now.timestamp() * 1000)
+    now_ms = time.time() * 1000
+    token = await Tokens(transport).values(integration, now_ms)
     if not isinstance(token, Mapping):
         said = one_line(integration.mask(token.message))
         return replace(token, message=f"no token: {said}")
-    return Context(
-        now=now,
-        project_id=integration.project_id,
-        integration_id=integration.id,
-        batch_at=now,
-        token=token,
-    )
+    return context_for(integration, now_ms, batch_at=time_of(now_ms), token=token)
 
 
 async def _sent(
@@ -225,14 +221,9 @@ def trial_shown(trial: Trial) -> dict[str, Any]:
 
 
 def _exchange_shown(trial: Trial, exchange: Exchange) -> dict[str, Any]:
-    request, answer = trial.mask.request(exchange.request), exchange.response
-    body, encoding = text_or_base64(request.body)
+    answer = exchange.response
     shown: dict[str, Any] = {
-        "method": request.method,
-        "url": request.url,
-        "headers": dict(request.headers),
-        "body": body,
-        "body_encoding": encoding,
+        **request_shown(trial.mask.request(exchange.request)),
         "response": None,
         **outcome_shown(trial.event, exchange.outcome),
     }
