@@ -4,7 +4,19 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from providers.kit import Context, Event, Plan, Provider, Response, Verdict, plan, read_settings
+import pytest
+
+from providers.kit import (
+    Context,
+    Event,
+    InvalidSettings,
+    Plan,
+    Provider,
+    Response,
+    Verdict,
+    plan,
+    read_settings,
+)
 from providers.kit.decode import event_from, parse
 
 NOW = 1767225900  # 2026-01-01T00:05:00Z
@@ -107,3 +119,11 @@ def classified(
     )
     answer = Response(status, headers or {}, raw, datetime.fromtimestamp(NOW, UTC))
     return provider.classify(sent, answer, read)
+
+
+def fault(provider: Provider[Any], settings: dict[str, Any]) -> tuple[str, str]:
+    """Return the one fault of settings that will not do: its key, and what is wrong."""
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings(provider.title, provider.settings, settings)
+    (only,) = caught.value.faults
+    return only

@@ -9,7 +9,6 @@ import pytest
 from providers.amplitude import provider
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Misconfigured,
     Partial,
     Rejected,
@@ -20,7 +19,7 @@ from providers.kit import (
     Verdict,
     read_settings,
 )
-from tests.providers.samples import classified, context, event, planned, refund, trial
+from tests.providers.samples import classified, context, event, fault, planned, refund, trial
 
 SETTINGS = {"api_key": "0123456789abcdef0123456789abcdef", "region": "eu"}
 AT_ONCE = timedelta(0)
@@ -173,9 +172,7 @@ def test_the_batch_endpoint_takes_more_at_once() -> None:
     ],
 )
 def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings("Amplitude", provider.settings, {**SETTINGS, **change})
-    ((where, text),) = caught.value.faults
+    where, text = fault(provider, {**SETTINGS, **change})
     assert where == key
     assert words in text
 

@@ -12,7 +12,6 @@ import pytest
 from providers.appmetrica import provider
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Misconfigured,
     Rejected,
     Request,
@@ -22,7 +21,7 @@ from providers.kit import (
     Verdict,
     read_settings,
 )
-from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, context, event, fault, planned, refund, trial
 
 KEY = "3f1c0b52-7a1e-4a3c-9d2b-aaaaaaaaaaaa"
 DEVICE = "1757762239877245682"
@@ -293,14 +292,12 @@ def test_skips(settings: dict[str, Any], change: dict[str, Any], message: str) -
     ],
 )
 def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings("AppMetrica", provider.settings, {**SETTINGS, **change})
-    ((where, text),) = caught.value.faults
+    where, text = fault(provider, {**SETTINGS, **change})
     assert where == key
     assert words in text
 
 
-def fault(code: int, message: str) -> dict[str, Any]:
+def refusal(code: int, message: str) -> dict[str, Any]:
     errors = [{"error_type": "invalid_parameter", "message": message}]
     return {"errors": errors, "code": code, "message": message}
 
@@ -315,13 +312,13 @@ NOT_SET = "Required parameter event_timestamp is not set"
         (200, "Your data has been uploaded", Delivered()),
         (202, "", Delivered()),
         (204, "", Delivered()),
-        (400, fault(400, NOT_SET), Rejected("bad_request", NOT_SET)),
+        (400, refusal(400, NOT_SET), Rejected("bad_request", NOT_SET)),
         (400, {"errors": [{"message": "second best"}]}, Rejected("bad_request", "second best")),
         (400, "x" * 300, Rejected("bad_request", "x" * 200)),
         (401, "", Misconfigured("unauthorized")),
         (
             403,
-            fault(403, "Invalid post_api_key"),
+            refusal(403, "Invalid post_api_key"),
             Misconfigured("forbidden", "Invalid post_api_key"),
         ),
         (404, "", Rejected("not_found")),

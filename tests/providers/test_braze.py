@@ -9,7 +9,6 @@ import pytest
 from providers.braze import limits_of, provider
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Misconfigured,
     Partial,
     Plan,
@@ -21,7 +20,7 @@ from providers.kit import (
     Verdict,
     read_settings,
 )
-from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, context, event, fault, planned, refund, trial
 
 KEY = "01234567-89ab-cdef-0123-456789abcdef"
 OTHER = "fedcba98-89ab-cdef-0123-456789abcdef"
@@ -255,9 +254,7 @@ def test_skips(change: dict[str, Any], message: str) -> None:
     ],
 )
 def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings("Braze", provider.settings, {**SETTINGS, **change})
-    ((where, text),) = caught.value.faults
+    where, text = fault(provider, {**SETTINGS, **change})
     assert where == key
     assert words in text
 

@@ -11,7 +11,6 @@ import pytest
 from providers.facebook import provider
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Misconfigured,
     Rejected,
     Response,
@@ -21,7 +20,7 @@ from providers.kit import (
     Verdict,
     read_settings,
 )
-from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, context, event, fault, planned, refund, trial
 
 SETTINGS = {
     "dataset_id": "1234567890123456",
@@ -333,9 +332,7 @@ def test_an_event_just_seven_days_old_is_sent() -> None:
     ],
 )
 def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings("Facebook", provider.settings, {**SETTINGS, **change})
-    ((where, text),) = caught.value.faults
+    where, text = fault(provider, {**SETTINGS, **change})
     assert where == key
     assert words in text
 

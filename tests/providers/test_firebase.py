@@ -9,14 +9,12 @@ import pytest
 from providers.firebase import provider
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Rejected,
     Retry,
     Skipped,
     Verdict,
-    read_settings,
 )
-from tests.providers.samples import NOW, classified, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, event, fault, planned, refund, trial
 
 INSTANCE = "4f1b0c2d3e4f5a6b7c8d9e0f1a2b3c4d"
 UPPER = INSTANCE.upper()
@@ -265,9 +263,7 @@ def test_skips(settings: dict[str, Any], change: dict[str, Any], message: str) -
     ],
 )
 def test_settings_faults(settings: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings("Firebase", provider.settings, settings)
-    ((where, text),) = caught.value.faults
+    where, text = fault(provider, settings)
     assert where == key
     assert words in text
 

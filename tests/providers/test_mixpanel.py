@@ -9,7 +9,6 @@ import pytest
 
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Misconfigured,
     Partial,
     Rejected,
@@ -21,7 +20,7 @@ from providers.kit import (
     read_settings,
 )
 from providers.mixpanel import provider
-from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, context, event, fault, planned, refund, trial
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 SETTINGS = {"project_token": TOKEN, "region": "eu"}
@@ -207,9 +206,7 @@ def test_skips(change: dict[str, Any], message: str) -> None:
     ],
 )
 def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings("Mixpanel", provider.settings, {**SETTINGS, **change})
-    ((where, text),) = caught.value.faults
+    where, text = fault(provider, {**SETTINGS, **change})
     assert where == key
     assert words in text
 

@@ -8,17 +8,15 @@ import pytest
 
 from providers.kit import (
     Delivered,
-    InvalidSettings,
     Misconfigured,
     Rejected,
     Request,
     Retry,
     Skipped,
     Verdict,
-    read_settings,
 )
 from providers.split_metrics import provider
-from tests.providers.samples import classified, event, planned, refund, trial
+from tests.providers.samples import classified, event, fault, planned, refund, trial
 
 SETTINGS = {"client_id": "Qx7RkT2mWb9LhVd4YpNc8e", "app_id": "1590000001"}
 RECORD = {
@@ -192,9 +190,8 @@ def test_skips(settings: dict[str, Any], change: dict[str, Any], message: str) -
     ],
 )
 def test_names_faults_of_settings(change: dict[str, Any], key: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings(provider.title, provider.settings, SETTINGS | change)
-    assert [name for name, _ in caught.value.faults] == [key]
+    where, _ = fault(provider, SETTINGS | change)
+    assert where == key
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from providers.kit import (
     read_settings,
 )
 from providers.webhooks import OURS, provider
-from tests.providers.samples import NOW, classified, context, event, planned, refund, trial
+from tests.providers.samples import NOW, classified, context, event, fault, planned, refund, trial
 from worker.transport import wire
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -261,9 +261,7 @@ def test_where_sandbox_events_go(change: dict[str, Any], url: str | None) -> Non
     ],
 )
 def test_settings_faults(change: dict[str, Any], key: str, words: str) -> None:
-    with pytest.raises(InvalidSettings) as caught:
-        read_settings(provider.title, provider.settings, {**SETTINGS, **change})
-    ((found, message),) = caught.value.faults
+    found, message = fault(provider, {**SETTINGS, **change})
     assert found == key
     assert words in message
 
