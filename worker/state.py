@@ -126,9 +126,9 @@ def shard_of(project_id: str, shards: int) -> int:
 
 # Goes before the scripts that need leases. ARGV: token, ms of the lease. `known` is the number of
 # the last commit we know to be written.
-# One that lapsed while the store was away is still ours if nobody has taken it since: what we have
-# in hand need not be sent again. Where the store has gone back to an older copy, it is not what we
-# have in hand, and even a lease that stands is lost.
+# A lease that lapsed while the store was away is still ours if nobody has taken it since: what we
+# have in hand need not be sent again. Where the store has gone back to a copy older than `known`,
+# it does not hold what we have in hand: then even a lease that stands is lost.
 _LEASE = """
 local function ours(lease, committed, known)
   local holder = redis.call('GET', lease)
@@ -144,10 +144,11 @@ local function lengthen(lease)
 end
 """
 
-# Of several shards at once, each by itself: a call of its own each costs more than what it writes.
+# Several shards' commits, each all or nothing: a call for each would cost more than what it writes.
 # KEYS: of each shard lease, committed, intake, tally. ARGV, behind those of the lease: group, then
-# of each shard packed: last number, number of this commit, acknowledgements, counts, how many
-# commands; and after that each of those: how many words, words.
+# for each shard a packed list (`known`, this commit's number, acknowledgements, counts, how many
+# commands follow) and each command, preceded by how many words it has.
+# A command of ours is EMPTIED lane due integration: a lane that is empty is due no more.
 # A commit whose answer was lost is sent again under its number, and answered from `committed`.
 _COMMIT = """
 local KINDS = {XDEL='stream', XADD='stream', EMPTIED='stream', HSET='hash', HDEL='hash',
@@ -158,11 +159,12 @@ local function check(kind, key)
     error({err = 'WRONGTYPE ' .. key .. ' is a ' .. is .. ', not a ' .. kind})
   end
 end
-local function commit(lease, committed, intake, tally, known, number, acks, counts, commands)
+local function commit(n, known, number, acks, counts, commands)
+  local lease, committed, intake, tally = unpack(KEYS, n, n + 3)
   if not ours(lease, committed, known) then return false end
-  local last = tonumber(redis.call('HGET', committed, 'number')) or 0
-  if last == number then return cmsgpack.unpack(redis.call('HGET', committed, 'added')) end
-  if last > number then return {} end -- a copy that comes late
+  local written = tonumber(redis.call('HGET', committed, 'number')) or 0
+  if written == number then return cmsgpack.unpack(redis.call('HGET', committed, 'added')) end
+  if written > number then return {} end -- a copy that comes late
   check('stream', intake) -- all or nothing: a script that stops midway is not undone
   check('hash', tally)
   local checked = {}
@@ -191,18 +193,17 @@ local function commit(lease, committed, intake, tally, known, number, acks, coun
   return added
 end
 local replies = {}
-local i = 4
+local at = 4 -- what of ARGV is read next
 for n = 1, #KEYS, 4 do
-  local known, number, acks, counts, follow = unpack(cmsgpack.unpack(ARGV[i]))
+  local known, number, acks, counts, follow = unpack(cmsgpack.unpack(ARGV[at]))
   local commands = {}
-  i = i + 1
+  at = at + 1
   for c = 1, follow do
-    local last = i + tonumber(ARGV[i])
-    commands[c] = {unpack(ARGV, i + 1, last)}
-    i = last + 1
+    local words = tonumber(ARGV[at])
+    commands[c] = {unpack(ARGV, at + 1, at + words)}
+    at = at + words + 1
   end
-  local ok, reply = pcall(commit, KEYS[n], KEYS[n + 1], KEYS[n + 2], KEYS[n + 3],
-                          known, number, acks, counts, commands)
+  local ok, reply = pcall(commit, n, known, number, acks, counts, commands)
   if not ok then reply = redis.error_reply(type(reply) == 'table' and reply.err or reply) end
   replies[#replies + 1] = reply
 end
@@ -471,11 +472,11 @@ class State:
     async def commit(
         self, token: str, commits: Sequence[tuple[Keys, int, int, Commit]]
     ) -> list[list[bytes] | RedisError | LeaseLost]:
-        """Write each shard's (last number, number, commit), each by itself, in one round trip.
+        """Write shards' commits, each all or nothing, in one round trip.
 
-        Returns, for each, the ids of what it added, in order; or why nothing was written:
-        `LeaseLost` where the shard is another's. Sent again with the same number, it is written
-        once.
+        `commits` are (keys, number of the last commit known to be written, this one's number,
+        commit). Returns for each the ids of what it added, in order; or why nothing was written:
+        `LeaseLost` where the shard is another's. Sent again under its number, it is written once.
         """
         names = [
             name
@@ -483,10 +484,10 @@ class State:
             for name in (keys.lease, keys.committed, keys.intake, keys.tally)
         ]
         arguments: list[Any] = [token, LEASE_MS, GROUP]
-        for _, last, number, what in commits:
-            acks = [*map(bytes.decode, what.acks)]  # what Lua unpacks has no bytes
-            arguments.append(_encode((last, number, acks, what.counts, len(what.commands))))
-            for command in what.commands:
+        for _, known, number, what in commits:
+            acks = [*map(bytes.decode, what.acks)]  # Lua's msgpack has text only
+            arguments.append(_encode((known, number, acks, what.counts, len(what.commands))))
+            for command in what.commands:  # not packed, for they hold bytes
                 arguments += (len(command), *command)
         replies = await self._run(self._writing, self._commit, names, arguments)
         return [LeaseLost() if reply is None else reply for reply in replies]
