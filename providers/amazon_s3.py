@@ -268,7 +268,7 @@ def _meaning(response: Response) -> Outcome:
         return Rejected(REJECTED[code], message)
     if code == "ExpiredToken":
         return Misconfigured("unauthorized", message)
-    if 200 <= status < 300 and (code or response.is_page):
+    if 200 <= status < 300 and code:
         return Retry("unexpected_answer", message)
     if status in (307, 409):
         return Retry({307: "redirect", 409: "conflict"}[status], message, response.retry_after)
@@ -276,7 +276,7 @@ def _meaning(response: Response) -> Outcome:
         return Misconfigured("bad_bucket", message or "no such bucket, or not an S3 server")
     if status == 501:
         return Rejected("not_implemented", message)
-    return by_status(response, message)
+    return by_status(response, message, no_pages=True)
 
 
 def _error(response: Response) -> tuple[str, str]:

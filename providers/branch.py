@@ -24,7 +24,6 @@ from providers.kit import (
     Rejected,
     Request,
     Response,
-    Retry,
     Secret,
     Settings,
     Skipped,
@@ -211,13 +210,11 @@ def classify(request: Request, response: Response, settings: BranchSettings) -> 
         if WRONG_KEY.search(message):
             return Misconfigured("unauthorized", message)
         return Rejected("bad_request", message)
-    if status // 100 == 2 and response.is_page:
-        return Retry("unexpected_answer", message)
     if status == 404:
         return Misconfigured("not_found", message)
     if status == 413:
         return Rejected(reason_of(status), message)
-    return by_status(response, message, throttle=timedelta(seconds=10))
+    return by_status(response, message, throttle=timedelta(seconds=10), no_pages=True)
 
 
 def _faults(error: Json, path: str = "", deeper: int = 3) -> Iterator[str]:

@@ -260,14 +260,13 @@ def _meaning(response: Response) -> Outcome:
         return Retry("bad_digest", message)
     if status == 403 and "storage.objects.delete" in message:
         return Retry("exists", message, timedelta(0), note=EXISTS)  # an earlier one may have landed
-    told = reason or at(response.json, "error") or response.is_page
-    if 200 <= status < 300 and told:
+    if 200 <= status < 300 and (reason or at(response.json, "error")):
         return Retry("unexpected_answer", message)
     if status == 404:
         return Misconfigured("bad_bucket", message or "no such bucket")
     if status == 413:
         return Rejected("too_large", message)
-    return by_status(replace(response, status=status), message)
+    return by_status(replace(response, status=status), message, no_pages=True)
 
 
 def _error(response: Response) -> tuple[int, str, str]:

@@ -279,8 +279,6 @@ def classify(request: Request, response: Response, settings: MailchimpSettings) 
     message = _message(body, title, detail) or response.text
     if status == 400:
         return _bad_request(title, detail, message)
-    if status // 100 == 2 and response.is_page:
-        return Retry("unexpected_answer", message)
     if status == 404:
         return _not_found(request, message)
     if status == 429:
@@ -288,7 +286,7 @@ def classify(request: Request, response: Response, settings: MailchimpSettings) 
         return Retry("throttled", message, wait, throttled=True)
     if status == 503 and title == "Compliance Related":
         return Misconfigured("account_blocked", message)
-    return by_status(response, message)
+    return by_status(response, message, no_pages=True)
 
 
 def _with_its_own_status(response: Response) -> Response:

@@ -234,12 +234,9 @@ def classify(request: Request, response: Response, settings: PosthogSettings) ->
 def _meaning(response: Response) -> Outcome:
     body, status = response.json, response.status
     message = text_at(body, "detail") or response.text
-    if 200 <= status < 300 and response.is_page:  # a wrong host's, most likely
-        return Retry("unexpected_answer", message)
-    if 200 <= status < 300:
-        limited = at(body, "quota_limited")
-        dropped = isinstance(limited, list) and "events" in limited
-        return Delivered("dropped by PostHog: over its billing quota" if dropped else "")
+    limited = at(body, "quota_limited")
+    if 200 <= status < 300 and isinstance(limited, list) and "events" in limited:
+        return Delivered("dropped by PostHog: over its billing quota")
     if status in (400, 401) and BAD_KEY.search(message):
         return Misconfigured("unauthorized", message)
     if status == 400:
@@ -248,7 +245,7 @@ def _meaning(response: Response) -> Outcome:
         return Retry("payment_required", message, response.retry_after or HOUR)
     if status == 429 and "billing limit" in message.lower():
         return Retry("billing_limit", message, HOUR, throttled=True)
-    return by_status(response, message)
+    return by_status(response, message, no_pages=True)  # a wrong host's, most likely
 
 
 provider = Provider(

@@ -157,7 +157,7 @@ class Response(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def is_page(self) -> bool:
-        """Whether the body is a web page: then a proxy has answered, or another site."""
+        """Whether the body is a web page."""
         return PAGE.match(self.text) is not None
 
     @cached_property

@@ -44,16 +44,19 @@ def by_status(
     message: str = "",
     *,
     throttle: timedelta | None = None,
+    no_pages: bool = False,
 ) -> Outcome:
     """Return the outcome of a status alone; `message` is the upstream's words, if found.
 
-    `throttle` is the wait after a 429 without Retry-After. Redirects are never followed.
+    `throttle` is the wait after a 429 without Retry-After. Redirects are never followed. With
+    `no_pages`, a web page is no delivery: a proxy has answered, or another site.
     """
     status = response.status
     reason, message = reason_of(status), message or response.text
     match status:
         case _ if 200 <= status < 300:
-            return Delivered()
+            page = no_pages and response.is_page
+            return Retry("unexpected_answer", message) if page else Delivered()
         case _ if 300 <= status < 400:
             target = response.headers.get("location", "elsewhere")[:200]
             return Misconfigured("redirect", f"redirects to {target}, which is not followed")
