@@ -37,6 +37,7 @@ from providers.kit import (
     at,
     by_status,
     dump_text,
+    is_blank,
     known,
     matching,
     one_each,
@@ -110,7 +111,7 @@ class AdjustSettings(Settings):
         return {
             ALIASES.get(str(name), name): token
             for name, token in tokens.items()
-            if token is not None and not (isinstance(token, str) and not token.strip())
+            if not is_blank(token)
         }
 
     @model_validator(mode="after")

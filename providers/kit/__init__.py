@@ -84,6 +84,7 @@ from providers.kit.settings import (
     Secret,
     SecretText,
     Settings,
+    is_blank,
     matching,
     read_settings,
 )
@@ -157,6 +158,7 @@ __all__ = [
     "google_signed",
     "in_batches",
     "is_active",
+    "is_blank",
     "iso",
     "known",
     "matching",

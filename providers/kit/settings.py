@@ -59,6 +59,11 @@ def matching(pattern: str, remedy: str) -> Any:
     return AfterValidator(check)
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a setting given so is not set."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 @dataclass(frozen=True, slots=True)
 class Generated:
     """A secret that is made where none is given (`whsec_…`), and what it rolls into: their keys."""
@@ -148,11 +153,7 @@ class Settings(_NumbersAreNumbers):
     def _drop_blanks(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {
-            key: value
-            for key, value in data.items()
-            if value is not None and not (isinstance(value, str) and not value.strip())
-        }
+        return {key: value for key, value in data.items() if not is_blank(value)}
 
     @model_validator(mode="before")
     @classmethod

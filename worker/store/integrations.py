@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from providers.kit import Settings
+from providers.kit import Settings, is_blank
 from worker.registry import provider_of
 from worker.store import audit, notifications
 from worker.store.checks import (
@@ -316,15 +316,11 @@ def _made(
     """Return the model of `data`, completed by the secret that is ours to make, and that if new."""
     generated = provider_of(found.slug).settings.generated
     made = {}
-    if generated and _unset(data.get(generated.key)):
+    if generated and is_blank(data.get(generated.key)):
         data[generated.key] = old.get(generated.key)
-        if _unset(data[generated.key]):
+        if is_blank(data[generated.key]):
             data |= (made := {generated.key: signing_secret()})
     return check_settings(found.slug, data, allow_private=allow_private), made
-
-
-def _unset(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def delete(
