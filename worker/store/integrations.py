@@ -377,29 +377,19 @@ def suspend(
             last_error_at=at,
             updated_at=now(),
         )
-        .returning(_T.c.project_id, _T.c.slug, _T.c.title)
-    ).first()
-    if flipped is None:
+    ).rowcount
+    if not flipped:
         same = update(_T).where(_T.c.id == integration_id, _T.c.epoch == epoch)
         connection.execute(same.values(epoch=_T.c.epoch + 1))
         return False
-    project_id, slug, title = flipped
-    after = {"active": 2, "reason": reason, "message": message}
+    before, after = {"active": 1}, {"active": 2, "reason": reason, "message": message}
     audit.add(
         connection,
         "worker",
         "integration.suspend",
-        project_id=project_id,
         integration_id=integration_id,
-        before={"active": 1},
+        before=before,
         after=after,
     )
-    notifications.add(
-        connection,
-        "integration.suspended",
-        {**after, "slug": slug, "title": title},
-        project_id=project_id,
-        integration_id=integration_id,
-        at=at,
-    )
+    notifications.add_of(connection, "integration.suspended", integration_id, after, at=at)
     return True
