@@ -17,8 +17,8 @@ import psutil
 from sqlalchemy import func, select
 
 from worker.audit import Balance, balance
+from worker.backlog import backlog
 from worker.changing import changing
-from worker.gauges import backlog
 from worker.intake import publish
 from worker.sample import integration
 from worker.servers import connect

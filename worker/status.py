@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from worker import incidents
+from worker.backlog import backlog
 from worker.clock import next_attempt, store_ms, time_of
-from worker.gauges import backlog
 from worker.state import OWNERS, Keys, shard_of
 from worker.store.database import reading
 from worker.store.deliveries import list_tallies

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, func, insert, select
 
 from tests.bench.events import Source, fill
 from tests.stack import end, free_port, kill
-from worker.gauges import backlog
+from worker.backlog import backlog
 from worker.settings import WorkerSettings, load_settings
 from worker.state import OWNERS, Keys
 from worker.store.database import make_engine, now, reading

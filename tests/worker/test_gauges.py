@@ -15,7 +15,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
 
 from worker import incidents, metrics
-from worker.gauges import Gauges, backlog
+from worker.backlog import backlog
+from worker.gauges import Gauges
 from worker.incidents import Fare
 from worker.notify import message_of
 from worker.settings import WorkerSettings, load_settings
