@@ -12,6 +12,7 @@ from rich.text import Text
 from worker.api.dossier import AS_NAMED, REMEDIES, THEN, WAIT
 from worker.api.records import DeadLetterObject, DeliveryObject
 from worker.api.schemas import moment, title_of
+from worker.audit import ENDS
 from worker.cli.output import print_table, short
 from worker.clock import time_of
 from worker.journal import Row
@@ -139,8 +140,7 @@ def _totals(found: Overview) -> Iterator[tuple[str, str]]:
         "Integrations",
         f"{states[1]:,} active, {states[2]:,} suspended, {states[0]:,} paused",
     )
-    ends = ("delivered", "skipped", "rejected", "expired")
-    yield "Recorded", ", ".join(f"{found.outcomes[end]:,} {end}" for end in ends)
+    yield "Recorded", ", ".join(f"{found.outcomes[end]:,} {end}" for end in ENDS)
 
 
 # --- why ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from worker.console.search import events_of
 from worker.console.session import COOKIE, SECONDS, safe_next
 from worker.console.web import (
     ASSETS,
+    STATES,
     FirstForm,
     Form,
     Page,
@@ -159,9 +160,7 @@ def list_integrations(
 
 
 def _state(one: Integration) -> str:
-    if one.active == 1:
-        return "failing" if one.delivery_error_count else "active"
-    return "suspended" if one.active else "paused"
+    return "failing" if one.fails else STATES[one.active]
 
 
 @router.get("/integrations/{integration_id:integration_id}")
