@@ -12,13 +12,14 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import incidents, metrics
+from worker import metrics
 from worker.audit import balance
 from worker.backlog import Lane, Waits, waits
 from worker.directory import compile_integration
 from worker.policy import Policy
 from worker.repeating import Repeating
 from worker.settings import WorkerSettings
+from worker.state import INCIDENTS
 from worker.store.database import make_engine, reading
 from worker.store.integrations import config_rows, config_version
 from worker.store.secrets import keyring_of
@@ -98,7 +99,7 @@ class Gauges(Repeating):
 
     def _show_pipelines(self, found: Waits) -> None:
         """Show each provider's pipelines, what waits in them and whether it has an incident."""
-        opened = {raw.decode() for raw in self.redis.hkeys(incidents.OPEN)}
+        opened = {raw.decode() for raw in self.redis.hkeys(INCIDENTS)}
         self._slugs |= {one.slug for one in self._rows} | opened
         states = Counter((one.slug, STATES[one.active]) for one in self._rows)
         count: Counter[tuple[str, str]] = Counter()

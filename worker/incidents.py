@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import Engine
 
 from worker.clock import store_ms
+from worker.state import INCIDENTS, fares_of
 from worker.store import notifications
 
-OPEN = "onward:incidents"  # slug → when its incident was last seen (store clock, ms)
 OVER_MS = 120_000  # without one, until it is taken to be over
 WINDOW_MS = 300_000  # traffic that counts
 SHARE = 0.3  # of the pipelines with traffic
@@ -49,11 +49,6 @@ def incident_of(fares: Iterable[Fare], now_ms: float) -> Incident | None:
     return Incident(len(failing), len(recent), projects)
 
 
-def key(slug: str) -> str:
-    """Return the hash of a slug's fares: integration → fare."""
-    return f"onward:fares:{slug}"
-
-
 def pack(fare: Fare) -> str:
     """Return the fare as it is kept."""
     return f"{int(fare.failing)}|{fare.at}|{fare.project_id}"
@@ -68,12 +63,12 @@ def unpack(raw: bytes) -> Fare:
 async def note(redis: Any, slug: str, fares: Mapping[str, Fare], now_ms: float) -> Iterable[Fare]:
     """Note how some pipelines fare; return how all of their slug do, old ones forgotten."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hset(key(slug), mapping={name: pack(fare) for name, fare in fares.items()})
-        pipe.hgetall(key(slug))
+        pipe.hset(fares_of(slug), mapping={name: pack(fare) for name, fare in fares.items()})
+        pipe.hgetall(fares_of(slug))
         _, kept = await pipe.execute()
     known = {name: unpack(raw) for name, raw in kept.items()}
     if old := [name for name, fare in known.items() if now_ms - fare.at > WINDOW_MS]:
-        await redis.hdel(key(slug), *old)
+        await redis.hdel(fares_of(slug), *old)
         for name in old:
             del known[name]
     return known.values()
@@ -83,7 +78,7 @@ async def note_well(redis: Any, fares: Mapping[str, Mapping[str, Fare]]) -> None
     """Note how many pipelines fare, by slug and integration, and ask nothing."""
     async with redis.pipeline(transaction=False) as pipe:
         for slug, theirs in fares.items():
-            pipe.hset(key(slug), mapping={name: pack(fare) for name, fare in theirs.items()})
+            pipe.hset(fares_of(slug), mapping={name: pack(fare) for name, fare in theirs.items()})
         await pipe.execute()
 
 
@@ -95,19 +90,21 @@ def tell(redis: Any, engine: Engine, slugs: Sequence[str]) -> None:
     now_ms = store_ms(redis)
     pipe = redis.pipeline(transaction=False)
     for slug in slugs:
-        pipe.hvals(key(slug))
-    pipe.hgetall(OPEN)
+        pipe.hvals(fares_of(slug))
+    pipe.hgetall(INCIDENTS)
     *fares, opened = pipe.execute()
     for slug, raw in zip(slugs, fares, strict=True):
         incident = incident_of(map(unpack, raw), now_ms)
         seen = opened.get(slug.encode())
         if incident and seen:
-            redis.hset(OPEN, slug, now_ms)
+            redis.hset(INCIDENTS, slug, now_ms)
         elif incident:
             told = {"slug": slug, **asdict(incident)}
-            _notice(engine, "provider.incident", told, partial(redis.hset, OPEN, slug, now_ms))
+            _notice(engine, "provider.incident", told, partial(redis.hset, INCIDENTS, slug, now_ms))
         elif seen and now_ms - int(seen) > OVER_MS:
-            _notice(engine, "provider.recovered", {"slug": slug}, partial(redis.hdel, OPEN, slug))
+            _notice(
+                engine, "provider.recovered", {"slug": slug}, partial(redis.hdel, INCIDENTS, slug)
+            )
 
 
 def _notice(engine: Engine, kind: str, payload: dict[str, Any], change: Callable[[], int]) -> None:

@@ -20,6 +20,7 @@ UNSHARDED = "onward:intake"
 OWNERS = "onward:owners"
 RECORDING = "onward:recording"
 KEEPING = "onward:keeping"
+INCIDENTS = "onward:incidents"  # slug → when its incident was last seen (store clock, ms)
 CHANGES = "onward:changes"  # projects (`p`) whose integrations were changed; stream without a group
 MOST_CHANGES = 1_000  # are kept, about: who is so far behind has read the database since
 KEEPING_MS = 60_000  # a keeper that hangs keeps others out for so long
@@ -109,6 +110,11 @@ class Keys:
     def pipe(self, integration: str, epoch: int) -> str:
         """Consecutive failures of an integration in one epoch."""
         return self._key(f"pipe:{integration}:{epoch}")
+
+
+def fares_of(slug: str) -> str:
+    """Return the key of how a slug's pipelines fare, in all processes; hash by integration."""
+    return f"onward:fares:{slug}"
 
 
 def entries_of(redis: Any, stream: str) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from worker import incidents
 from worker.backlog import backlog
 from worker.clock import next_attempt, store_ms, time_of
-from worker.state import OWNERS, Keys, shard_of
+from worker.state import OWNERS, Keys, fares_of, shard_of
 from worker.store.database import reading
 from worker.store.deliveries import list_tallies
 from worker.store.integrations import list_of
@@ -110,6 +110,6 @@ def _incidents(
     redis: Any, slugs: Sequence[str], now: int
 ) -> Iterator[tuple[str, incidents.Incident]]:
     for slug in slugs:
-        fares = map(incidents.unpack, redis.hvals(incidents.key(slug)))
+        fares = map(incidents.unpack, redis.hvals(fares_of(slug)))
         if found := incidents.incident_of(fares, now):
             yield slug, found

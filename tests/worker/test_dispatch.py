@@ -20,7 +20,7 @@ from worker.pipeline import Landed, Pipeline
 from worker.policy import policy_of
 from worker.settings import load_settings
 from worker.shard import Shard
-from worker.state import Keys
+from worker.state import Keys, fares_of
 from worker.suspension import Health, Round
 
 TAKEN = Round(delivered=1)
@@ -169,7 +169,7 @@ async def test_a_round_ends_though_how_others_fare_cannot_be_read(
     dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis = FakeAsyncRedis()
-    await redis.hset(incidents.key("webhooks"), "other", "spoilt")
+    await redis.hset(fares_of("webhooks"), "other", "spoilt")
     monkeypatch.setattr(dispatcher.rounds, "state", SimpleNamespace(redis=redis))
     pipeline = failed(1)
     dispatcher.rounds._end_round(pipeline)

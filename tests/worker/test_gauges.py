@@ -20,7 +20,7 @@ from worker.gauges import Gauges
 from worker.incidents import Fare
 from worker.notify import message_of
 from worker.settings import WorkerSettings, load_settings
-from worker.state import UNSHARDED, Keys
+from worker.state import INCIDENTS, UNSHARDED, Keys, fares_of
 from worker.store import notifications
 from worker.store.database import make_engine, reading
 from worker.store.integrations import create_integration, save_settings, set_status
@@ -230,7 +230,7 @@ def fare_all(redis: Any, *, failing: int, well: int, ago_ms: int = 0) -> None:
     at = now_ms(redis) - ago_ms
     for number in range(failing + well):
         fare = Fare(f"prj_{number}", at, failing=number < failing)
-        redis.hset(incidents.key("adjust"), f"integ{number:03}", incidents.pack(fare))
+        redis.hset(fares_of("adjust"), f"integ{number:03}", incidents.pack(fare))
 
 
 def told(engine: Engine) -> list[str]:
@@ -259,7 +259,7 @@ def test_an_incident_is_told_once_and_its_end_once(
     fare_all(redis, failing=0, well=10)
     incidents.tell(redis, engine, ["adjust", "braze"])
     assert told(engine) == ["provider.incident"], "it may come back at once"
-    redis.hset(incidents.OPEN, "adjust", now_ms(redis) - incidents.OVER_MS - 1)
+    redis.hset(INCIDENTS, "adjust", now_ms(redis) - incidents.OVER_MS - 1)
     for _ in range(3):
         incidents.tell(redis, engine, ["adjust", "braze"])
     gauges.step()

@@ -15,7 +15,7 @@ from worker.attempt import SNIPPET, context_for
 from worker.clock import next_attempt, time_of
 from worker.directory import Integration
 from worker.preview import text_or_base64
-from worker.state import Keys, shard_of
+from worker.state import Keys, fares_of, shard_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def _read(redis: Any, keys: Keys, integration: Integration) -> Waiting:
     pipe.xrange(keys.lane(id_), count=1)
     pipe.zscore(keys.due, id_)
     pipe.hmget(keys.pipe(id_, integration.epoch), "failures", "refusals")
-    pipe.hvals(incidents.key(integration.slug))
+    pipe.hvals(fares_of(integration.slug))
     pipe.time()
     events, oldest, due, (failures, refusals), fares, (now, _) = pipe.execute()
     since, event, attempts = 0, None, 0

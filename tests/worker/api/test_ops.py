@@ -14,7 +14,7 @@ from tests.worker.api.conftest import Client, Keys, Project, on_both
 from tests.worker.store.rows import record_rows
 from worker import incidents
 from worker.incidents import Fare
-from worker.state import CHANGES, shard_of
+from worker.state import CHANGES, fares_of, shard_of
 from worker.state import Keys as RedisKeys
 from worker.store.integrations import suspend
 
@@ -237,7 +237,7 @@ def test_the_dossier_tells_when_it_goes_on(project: Project, app: FastAPI) -> No
     assert project("GET", url).json()["next"] == f"{tried} One more failed round suspends {anew}"
     now = redis.time()[0] * 1000
     for n in range(6):
-        redis.hset(incidents.key("amplitude"), f"i{n}", incidents.pack(Fare(f"p{n}", now, True)))
+        redis.hset(fares_of("amplitude"), f"i{n}", incidents.pack(Fare(f"p{n}", now, True)))
     told = project("GET", url).json()
     assert told["waiting"]["provider_incident"] == {"failing": 6, "of": 6, "projects": 6}
     assert told["next"] == tried

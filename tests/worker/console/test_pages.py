@@ -26,8 +26,8 @@ from tests.worker.console.conftest import (
 )
 from tests.worker.store.rows import record_rows
 from worker import trial
-from worker.incidents import Fare, key, pack
-from worker.state import CHANGES, OWNERS
+from worker.incidents import Fare, pack
+from worker.state import CHANGES, OWNERS, fares_of
 from worker.store import audit, dead_letters, integrations
 from worker.store.database import reading
 from worker.store.models import Integration
@@ -93,7 +93,7 @@ def test_a_provider_incident_is_on_top(
     suspended(empty_database, hook, "no")
     now = int(events_redis.time()[0]) * 1000
     for number in range(6):
-        events_redis.hset(key("webhooks"), f"i{number}", pack(Fare(f"p{number}", now, True)))
+        events_redis.hset(fares_of("webhooks"), f"i{number}", pack(Fare(f"p{number}", now, True)))
     told = seen(operator.get("/console").text)
     assert "Provider incident: webhooks fails for 6 of 6 pipelines in 6 projects" in told
     assert told.index("Provider incident") < told.index("1 suspended")
