@@ -1,7 +1,7 @@
-"""Who sends what, when: pipelines, their rounds, back-off, and what is settled.
+"""Who sends what, when: the pipelines of our shards, and the room they share.
 
-The delivery loop's decisions, without its reading and committing (`drain.py`). Runs on one event
-loop; nothing here waits for the database.
+`reader.py` reads, `rounds.py` draws a failure's consequences, `committer.py` commits. Runs on one
+event loop; nothing here waits for the database.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """One pipeline in memory: what waits to be sent, what is in flight, and in which order.
 
-No I/O: `drain.py` sends and commits, `lane.py` reads what waits in Redis.
+No I/O: `sender.py` and `posts.py` send, `lane.py` reads what waits in Redis.
 """
 
 import math
@@ -41,7 +41,7 @@ class Delivery(msgspec.Struct, eq=False):
     note: str = ""
     alone: int = 0  # times the upstream took others and not this one
     due: int = 0  # store clock, ms; an event that fails alone waits until then
-    since: float = 0.0  # loop clock when it came into memory
+    since: float = 0.0  # when it came into memory (monotonic)
     landed: "Landed | None" = None  # came back before its place in the lane was known
     user: str = ""  # whose order it is part of; "" where order does not matter
 
@@ -257,7 +257,7 @@ class Pipeline:
 
     @property
     def oldest(self) -> float:
-        """When the first of what is ready came into memory (loop clock)."""
+        """When the first of what is ready came into memory (monotonic)."""
         return self.lines[self.ready[0]][0].since
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of the service, from the environment (prefix `ONWARD_`); nothing else reads it.
+"""Settings of the service, from the environment (prefix `ONWARD_`); only `up` reads it, too.
 
 `onward up` writes where its embedded servers are to `<data_dir>/onward.json`; a command that finds
 no environment finds the service there.

@@ -1,6 +1,7 @@
 """Every Redis key, script and transaction; nothing else names a key.
 
-All keys of a shard carry its number as a hash tag, so that one script may touch them on a Cluster.
+All keys of a shard carry its number as a hash tag, as for a Cluster; but what is done for several
+shards in one call is nothing a Cluster takes (docs/operations.md).
 """
 
 import zlib

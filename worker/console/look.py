@@ -115,7 +115,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Sparkline:
-    """How events ended, oldest left; each column is `column_seconds` long."""
+    """How events ended, oldest left; `width` columns share the time from `since` to `until`."""
 
     bars: list[Bar]
     totals: Counter[str]
