@@ -80,18 +80,7 @@ def up(
         first = settings.metrics_port
         metrics_ports = [_free(first + number) if first else 0 for number in range(workers)]
         for number, metrics_port in enumerate(metrics_ports):
-            parts.clean_metrics(folder / "metrics" / str(number))
-            keeper.add(
-                parts.Part(
-                    f"worker-{number + 1}",
-                    parts.onward("worker"),
-                    environment
-                    | {
-                        "ONWARD_METRICS_PORT": str(metrics_port),
-                        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics" / str(number)),
-                    },
-                )
-            )
+            keeper.add(_worker(number, metrics_port, folder / "metrics" / str(number), environment))
         opens = {}
         if settings.admin_key is None and "ONWARD_DATABASE_URL" not in os.environ:
             opens["ONWARD_ADMIN_KEY"] = embedded_admin_key(folder)
@@ -114,6 +103,15 @@ def up(
         _say("Stopping …")
         keeper.stop()
         (folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def _worker(number: int, metrics_port: int, counts: Path, environment: dict[str, str]) -> Any:
+    """Return a worker as a part: its processes count in a folder of its own."""
+    from worker import supervisor as parts  # noqa: PLC0415  quick --help
+
+    parts.clean_metrics(counts)
+    own = {"ONWARD_METRICS_PORT": str(metrics_port), "PROMETHEUS_MULTIPROC_DIR": str(counts)}
+    return parts.Part(f"worker-{number + 1}", parts.onward("worker"), environment | own)
 
 
 def _end(number: int, _frame: object) -> None:
