@@ -411,7 +411,7 @@ class Dispatcher:
             self.rounds.close(pipeline)
         else:
             self.rounds.went_well(pipeline, round_)
-        if pipeline.batch and not pipeline.closed and pipeline.requests == 0:
+        if pipeline.batch and not (pipeline.closed or pipeline.requests or pipeline.buffer):
             self._batch_over(pipeline)
         self._step_soon()  # there is room
 

@@ -1,0 +1,49 @@
+"""The delivery loop on a real store: what waits in a lane goes on, whatever happened meanwhile."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from providers.kit import Limits
+from tests.stack import free_port
+from tests.worker.looped import Loop, until
+from worker.settings import load_settings
+from worker.supervisor import valkey, wait_for_redis
+
+pytestmark = pytest.mark.processes
+BUCKET = Limits(events=100, linger=timedelta(seconds=1.01), whole_batches=True)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
+    part = valkey(folder, port)
+    part.start(folder / "log")
+    wait_for_redis(f"redis://127.0.0.1:{port}/0")
+    yield f"redis://127.0.0.1:{port}/0"
+    assert part.process
+    part.process.kill()
+    part.process.wait()
+
+
+@pytest.fixture
+async def loop(url: str) -> AsyncIterator[Loop]:
+    redis: Any = Redis.from_url(url, protocol=2)
+    await redis.flushall()
+    environment = {"ONWARD_REDIS_URL": url, "ONWARD_SHARDS": "1", "ONWARD_RETRY_SCHEDULE": "0.1"}
+    yield Loop(redis, load_settings(environment))
+    await redis.aclose()
+
+
+async def test_what_is_left_of_a_batch_of_too_many_bytes_is_sent_without_waiting_for_more(
+    loop: Loop,
+) -> None:
+    loop.integration(limits=msgspec.structs.replace(BUCKET, bytes=300))
+    await loop.publish("a", "b", "c", "d", "e")
+    async with loop.draining():
+        await until(lambda: loop.upstream.taken == ["a", "b", "c", "d", "e"])
+        await until(lambda: loop.waiting_is(0))
