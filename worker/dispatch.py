@@ -344,6 +344,8 @@ class Dispatcher:
             pipeline.reading = False
         if pipeline.buffer or pipeline.size or not pipeline.exhausted:
             self.pump(pipeline)
+        elif pipeline.batch and not (pipeline.closed or pipeline.requests):  # all of it was let go
+            self._batch_over(pipeline)
         elif pipeline.probing and pipeline.lane_len == 0:
             pipeline.probing = False
 

@@ -47,3 +47,17 @@ async def test_what_is_left_of_a_batch_of_too_many_bytes_is_sent_without_waiting
     async with loop.draining():
         await until(lambda: loop.upstream.taken == ["a", "b", "c", "d", "e"])
         await until(lambda: loop.waiting_is(0))
+
+
+async def test_a_batch_that_was_let_go_keeps_no_later_one(loop: Loop) -> None:
+    loop.integration(limits=BUCKET)
+    loop.upstream.says = lambda _ids: 500
+    await loop.publish("a", "b")
+    async with loop.draining():
+        await until(lambda: loop.upstream.asked == [["a", "b"]] * 2)
+        loop.directory.change(active=0)
+        await until(lambda: loop.counted_is(skipped=2))
+        loop.upstream.says = lambda _ids: 200
+        loop.directory.change(active=1)
+        await loop.publish("c")
+        await until(lambda: loop.upstream.taken == ["c"])
