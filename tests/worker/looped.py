@@ -17,6 +17,7 @@ from tests.worker.bare import bare_provider
 from worker.directory import Integration
 from worker.drain import Drain
 from worker.mask import Mask
+from worker.pipeline import Pipeline
 from worker.policy import policy_of
 from worker.settings import WorkerSettings
 from worker.state import Keys, State
@@ -144,6 +145,12 @@ class Loop:
             await slice_
             await drain.leave()
             await state.redis.aclose()
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The first integration's, in who drains."""
+        assert self.drain
+        return self.drain.dispatcher.pipelines[ID]
 
     async def waiting(self, id_: str = ID) -> int:
         """Return how many wait in a lane."""

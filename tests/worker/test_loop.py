@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from providers.kit import Limits
+from providers.kit import Delivered, Limits, Partial, Retry
 from tests.stack import free_port
 from tests.worker.looped import Loop, until
 from worker.settings import load_settings
@@ -16,6 +16,8 @@ from worker.supervisor import valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
 BUCKET = Limits(events=100, linger=timedelta(seconds=1.01), whole_batches=True)
+SMALL = Limits(events=10, concurrency=1)
+WAIT_LONG = Partial({0: Retry("busy", "later", timedelta(hours=1))}, Delivered())
 
 
 @pytest.fixture(scope="module")
@@ -60,4 +62,22 @@ async def test_a_batch_that_was_let_go_keeps_no_later_one(loop: Loop) -> None:
         loop.upstream.says = lambda _ids: 200
         loop.directory.change(active=1)
         await loop.publish("c")
+        await until(lambda: loop.upstream.taken == ["c"])
+
+
+async def test_nobody_waits_for_an_event_that_was_let_go(loop: Loop) -> None:
+    loop.integration(limits=SMALL)
+    loop.upstream.says = lambda _ids: 500  # so that it is in the lane before it waits for itself
+    await loop.publish("a", user="u")
+    async with loop.draining():
+        await until(lambda: loop.upstream.asked)
+        loop.upstream.says = lambda ids: 200 if ids == ["c"] else WAIT_LONG
+        await until(lambda: loop.pipeline.waiting)
+        loop.directory.change(active=0)
+        await until(lambda: loop.counted_is(skipped=1))
+        loop.directory.change(active=1)
+        await loop.publish("b", user="v")
+        await until(lambda: loop.waiting_is(1))
+    async with loop.draining():  # as the next process does
+        await loop.publish("c", user="u")
         await until(lambda: loop.upstream.taken == ["c"])
