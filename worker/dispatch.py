@@ -439,6 +439,7 @@ class Dispatcher:
                     settle(delivery, landed, now)
                 case _:
                     self.rounds.stumbled(pipeline, delivery, landed)
+        self.rounds.keep_behind(pipeline, batch)
         if report.reason:
             pipeline.reason = report.reason
             pipeline.message = told(pipeline.integration, report)

@@ -111,6 +111,13 @@ class Rounds:
             if delivery.lane_id is None:
                 pipeline.shard.to_lane(delivery)
 
+    def keep_behind(self, pipeline: Pipeline, batch: Sequence[Delivery]) -> None:
+        """Put what is fresh of users behind all of theirs in a batch that wait from now on."""
+        for user in dict.fromkeys(delivery.user for delivery in batch):
+            if user in pipeline.blocked:
+                for follower in pipeline.withdraw(user):
+                    pipeline.shard.to_lane(follower)
+
     def close(self, pipeline: Pipeline) -> None:
         """Let what is in flight land; the rest waits in the lane, in order."""
         if not pipeline.closed:
@@ -236,12 +243,10 @@ class Rounds:
             self._wait_in_lane(delivery)
 
     def _wait_in_lane(self, delivery: Delivery) -> None:
-        """Put a fresh delivery into the lane to wait there, its user's later ones behind it."""
+        """Put a fresh delivery into the lane to wait there."""
         pipeline, user = delivery.pipeline, delivery.user
         if delivery.lane_id is None:
             pipeline.shard.to_lane(delivery)
-        for follower in pipeline.withdraw(user) if user else ():
-            pipeline.shard.to_lane(follower)
         if user:
             pipeline.block(user)
 

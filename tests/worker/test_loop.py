@@ -81,3 +81,22 @@ async def test_nobody_waits_for_an_event_that_was_let_go(loop: Loop) -> None:
     async with loop.draining():  # as the next process does
         await loop.publish("c", user="u")
         await until(lambda: loop.upstream.taken == ["c"])
+
+
+async def test_events_that_wait_for_themselves_stay_before_their_users_later_ones(
+    loop: Loop,
+) -> None:
+    loop.integration(limits=SMALL)
+    soon = Retry("busy", "later", timedelta(seconds=0.3))
+    loop.upstream.says = lambda ids: Partial(dict.fromkeys(range(len(ids)), soon), Delivered())
+    loop.upstream.gate.clear()
+    await loop.publish("a", "b", user="u")
+    async with loop.draining():
+        await until(lambda: loop.upstream.asked == [["a", "b"]])
+        await loop.publish("c", "d", user="u")
+        await until(lambda: loop.pipeline.size == 2)
+        loop.upstream.gate.set()
+        await until(lambda: loop.waiting_is(4))
+        loop.upstream.says = lambda _ids: 200
+        await until(lambda: len(loop.upstream.taken) == 4)
+        assert loop.upstream.taken == ["a", "b", "c", "d"]
