@@ -58,6 +58,7 @@ class Shard:
     # came for our last lease of this shard, after what was left of that one was taken over
     stuck: bool = False  # the last commit did not go through
     retry_at: float = 0.0  # monotonic: not committed before
+    noticed: set[bytes] = field(default_factory=set)  # whose lanes grew: that is not yet noted
     queued: int = 0  # fresh deliveries in memory that are not in flight
     read_to: int = 0  # when the last entry that was read was accepted; store clock, ms
     opening: bool = False  # what its last owner left comes first
@@ -145,6 +146,12 @@ class Shard:
         entry, delivery.entry = delivery.entry, None
         if entry is not None:
             self.settle(entry, pipeline.integration.id)
+
+    def notice(self, integration: bytes, count: int) -> None:
+        """Note with the next commit that what was put into a lane from outside is known."""
+        self.noticed.add(integration)
+        self.commands.append(("HINCRBY", self.keys.grown, integration, -count))
+        self.after.append(lambda: self.noticed.discard(integration))
 
     def build(self) -> "Written":
         """Return what to write now, and start collecting anew."""

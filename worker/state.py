@@ -64,7 +64,7 @@ class Keys:
 
     @property
     def grown(self) -> str:
-        """Integration → deliveries put into its lane from outside, not yet noticed by the owner."""
+        """Integration → deliveries put into its lane from outside, not yet noted by the owner."""
         return self._key("grown")
 
     @property
@@ -159,7 +159,7 @@ end
 # A commit whose answer was lost is sent again under its number, and answered from `committed`.
 _COMMIT = """
 local KINDS = {XDEL='stream', XADD='stream', EMPTIED='stream', HSET='hash', HDEL='hash',
-               ZADD='zset', ZREM='zset'}
+               HINCRBY='hash', ZADD='zset', ZREM='zset'}
 local function check(kind, key)
   local is = redis.call('TYPE', key).ok
   if is ~= kind and is ~= 'none' then
@@ -328,12 +328,6 @@ end
 return wrong and redis.error_reply(wrong)
 """
 
-_TAKE_ALL = """
-local all = redis.call('HGETALL', KEYS[1])
-if #all > 0 then redis.call('DEL', KEYS[1]) end
-return all
-"""
-
 _OWNERS = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -499,13 +493,21 @@ class State:
         replies = await self._run(self._writing, self._commit, names, arguments)
         return [LeaseLost() if reply is None else reply for reply in replies]
 
-    async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, bytes]]:
-        """Take what was put into each shard's lanes from outside: integration → how many."""
+    async def grown(self, shards: Sequence[Keys]) -> list[dict[bytes, int]]:
+        """Return what was put into each shard's lanes from outside: integration → how many.
+
+        Nothing of a shard where that cannot be told.
+        """
         async with self.redis.pipeline(transaction=False) as pipe:
             for keys in shards:
-                pipe.eval(_TAKE_ALL, 1, keys.grown)
-            replies = await pipe.execute()
-        return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in replies]
+                pipe.hgetall(keys.grown)
+            replies = await pipe.execute(raise_on_error=False)
+        return [
+            {}
+            if isinstance(reply, ResponseError)
+            else {integration: int(count) for integration, count in reply.items() if int(count)}
+            for reply in replies
+        ]
 
     async def attributions(
         self, keys: Keys, project: str, users: Sequence[str]

@@ -69,10 +69,14 @@ class Takeover:
             await self.router.accept([(shard, entries)])
 
     async def notice(self, shards: Sequence[Shard]) -> None:
-        """Wake the lanes that grew from outside: replayed dead letters."""
+        """Wake the lanes that grew from outside: replayed dead letters.
+
+        The next commit notes what was noticed: an answer that is lost is asked for again.
+        """
         began = time.monotonic()
-        grown = await self.state.grown([shard.keys for shard in shards])
-        for shard, counts in zip(shards, grown, strict=True):
+        asked = [shard for shard in shards if not shard.noticed]  # no answer has it twice
+        grown = await self.state.grown([shard.keys for shard in asked])
+        for shard, counts in zip(asked, grown, strict=True):
             for raw, count in counts.items():
                 integration = await self._find(raw.decode(), began)
                 if shard.lost:
@@ -80,8 +84,9 @@ class Takeover:
                 if integration is None:
                     await self._orphan(shard, raw.decode(), began)
                 else:
+                    shard.notice(raw, count)
                     pipeline = self.dispatcher.pipeline_of(shard, integration)
-                    self.dispatcher.grew(pipeline, int(count))
+                    self.dispatcher.grew(pipeline, count)
 
     def _ours(self, shard: Shard) -> bool:
         """Whether to go on taking over: neither the lease is lost, nor must we leave."""
@@ -130,6 +135,7 @@ class Takeover:
             self._expire(shard, integration_id, entries)
         shard.commands.append(("EMPTIED", name, keys.due, integration_id))
         shard.commands.append(("HDEL", keys.wanted, integration_id))
+        shard.commands.append(("HDEL", keys.grown, integration_id))
 
     def _expire(self, shard: Shard, integration_id: str, entries: list[Any]) -> None:
         keys, now = shard.keys, int(self.clock.now_ms())

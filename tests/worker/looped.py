@@ -16,11 +16,12 @@ from providers.kit import Event, Limits, Plan, Request, Response, Settings, Verd
 from tests.worker.bare import bare_provider
 from worker.directory import Integration
 from worker.drain import Drain
+from worker.journal import Page, pack
 from worker.mask import Mask
 from worker.pipeline import Pipeline
 from worker.policy import policy_of
 from worker.settings import WorkerSettings
-from worker.state import Keys, State
+from worker.state import REPLAY, Keys, State
 
 KEYS = Keys(0)
 ID = "c9VdLs3H"
@@ -127,6 +128,12 @@ class Loop:
         """Put events into the intake."""
         for id_ in ids:
             await self.redis.xadd(KEYS.intake, {"event": body(id_, user)})
+
+    async def replay(self, *ids: str) -> None:
+        """Put events at the end of a lane, as who replays dead letters does."""
+        names = KEYS.lane(ID), KEYS.tally, KEYS.due, KEYS.grown, KEYS.journal
+        page = pack(Page(accepted={ID: len(ids)}))
+        await self.redis.eval(REPLAY, len(names), *names, ID, page, *map(body, ids))
 
     @asynccontextmanager
     async def draining(self) -> AsyncIterator[Drain]:

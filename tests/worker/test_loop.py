@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as LostConnection
 
 from providers.kit import Delivered, Limits, Partial, Retry
 from tests.stack import free_port
@@ -100,3 +101,29 @@ async def test_events_that_wait_for_themselves_stay_before_their_users_later_one
         loop.upstream.says = lambda _ids: 200
         await until(lambda: len(loop.upstream.taken) == 4)
         assert loop.upstream.taken == ["a", "b", "c", "d"]
+
+
+async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration()
+    lost: list[Any] = []
+    async with loop.draining() as drain:
+        asks = drain.state.grown
+
+        async def grown(shards: Any) -> Any:
+            answer = await asks(shards)
+            if any(answer) and not lost:
+                lost.append(answer)
+                raise LostConnection("the answer never came")
+            return answer
+
+        monkeypatch.setattr(drain.state, "grown", grown)
+        await loop.replay("a")
+        await until(lambda: loop.upstream.taken == ["a"])
+        await until(lambda: loop.waiting_is(0))
+        await loop.replay("b")
+        await until(lambda: loop.upstream.taken == ["a", "b"])
+        await until(lambda: loop.waiting_is(0))
+        assert lost
+        assert loop.pipeline.lane_len == 0
