@@ -138,7 +138,7 @@ def shard_of(project_id: str, shards: int) -> int:
 # it does not hold what we have in hand: then even a lease that stands is lost.
 _LEASE = """
 local function ours(lease, committed, known)
-  local holder = redis.call('GET', lease)
+  local holder = redis.pcall('GET', lease) -- nobody's where it is spoilt
   if (holder or redis.pcall('HGET', committed, 'taker')) ~= ARGV[1] then return false end
   local number = redis.pcall('HGET', committed, 'number')
   if type(number) == 'table' then return true end -- no hash: whoever writes to it says so

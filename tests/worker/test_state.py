@@ -297,3 +297,10 @@ async def test_an_emptied_lane_is_due_no_more_but_one_that_grew_is(
     await redis.delete(LANE)
     await commit(state, 2, emptied)
     assert await redis.zcard(KEYS.due) == 0
+
+
+async def test_a_spoilt_lease_keeps_no_other(state: State, redis: Any) -> None:
+    assert await state.take(Keys(4), "me", NEVER)
+    await redis.delete(Keys(4).lease)
+    await redis.rpush(Keys(4).lease, "spoilt")
+    assert await state.renew([(Keys(4), 0), (KEYS, 0)], "me") == [False, True]
