@@ -215,6 +215,8 @@ class Pipeline:
                     passed.add(first.user)
             elif batch.takes(first):
                 self.buffer.popleft()
+                if first.user in self.lines and first.user in self.ready:  # of one that is replayed
+                    self.ready.remove(first.user)
             else:
                 break
         self.buffer.extendleft(reversed(kept))

@@ -375,3 +375,16 @@ def test_a_forgotten_lane_is_read_from_its_head() -> None:
     assert (pipeline.cursor, pipeline.exhausted, pipeline.passed_over) == (b"-", False, False)
     assert pipeline.idle
     assert not pipeline.live
+
+
+def test_a_user_who_is_sent_something_that_was_read_comes_up_once() -> None:
+    pipeline = pipeline_of()
+    for _ in range(2):
+        pipeline.push(delivery_of(pipeline, "ann"))
+    replayed = delivery_of(pipeline, "ann", lane_id=b"1-0")
+    pipeline.buffer.append(replayed)
+    assert pipeline.take(1, 100) == [replayed]
+    assert pipeline.take(10, 100) == [], "one at a time"
+    pipeline.land([replayed])
+    assert len(pipeline.take(10, 100)) == 2
+    assert pipeline.take(10, 100) == []
