@@ -149,7 +149,11 @@ class Pipeline:
 
     def lane_first(self, user: str) -> bool:
         """Whether a fresh event of `user` must join the lane instead of being sent."""
-        if self.held or self.closed or self.probing or self.due:
+        if self.held or self.closed:
+            return True
+        if user in self.lines:  # its earlier ones are not there
+            return False
+        if self.probing or self.due:
             return True
         if self.integration.through_lane or self.lane_len > len(self.waiting):
             return True

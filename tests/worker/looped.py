@@ -159,6 +159,12 @@ class Loop:
         assert self.drain
         return self.drain.dispatcher.pipelines[ID]
 
+    @property
+    def now_ms(self) -> float:
+        """The store's time."""
+        assert self.drain
+        return self.drain.clock.now_ms()
+
     async def waiting(self, id_: str = ID) -> int:
         """Return how many wait in a lane."""
         return int(await self.redis.xlen(KEYS.lane(id_)))

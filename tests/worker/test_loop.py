@@ -127,3 +127,29 @@ async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
         await until(lambda: loop.waiting_is(0))
         assert lost
         assert loop.pipeline.lane_len == 0
+
+
+async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
+    loop.integration(limits=SMALL)
+    upstream = loop.upstream
+    soon = Retry("busy", "later", timedelta(seconds=0.3))
+    upstream.says = lambda _ids: Partial({0: soon}, Delivered())
+    await loop.publish("x", user="v")
+    async with loop.draining():
+        await until(lambda: upstream.asked)
+        await until(lambda: loop.pipeline.waiting)
+        upstream.says = lambda ids: upstream.gate.clear() if ids == ["y"] else 200
+        upstream.gate.clear()
+        await loop.publish("y", user="w")
+        await until(lambda: upstream.asked[-1] == ["y"])
+        await loop.publish("a", user="u")
+        await until(lambda: loop.pipeline.size == 1)
+        (due, _) = next(iter(loop.pipeline.waiting.values()))
+        await until(lambda: loop.now_ms > due)
+        upstream.gate.set()
+        await until(lambda: upstream.asked[-1] == ["x"])
+        await loop.publish("b", user="u")
+        await until(lambda: loop.pipeline.size + loop.pipeline.lane_len == 3)
+        upstream.gate.set()
+        await until(lambda: {"a", "b"} <= {*upstream.taken})
+        assert upstream.taken.index("a") < upstream.taken.index("b")

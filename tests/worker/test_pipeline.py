@@ -388,3 +388,10 @@ def test_a_user_who_is_sent_something_that_was_read_comes_up_once() -> None:
     pipeline.land([replayed])
     assert len(pipeline.take(10, 100)) == 2
     assert pipeline.take(10, 100) == []
+
+
+def test_who_is_queued_joins_no_lane() -> None:
+    pipeline = pipeline_of()
+    pipeline.push(delivery_of(pipeline, "ann"))
+    pipeline.lane_len = 1
+    assert [pipeline.lane_first(user) for user in ("ann", "bob", "")] == [False, True, True]
