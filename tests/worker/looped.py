@@ -112,8 +112,10 @@ class Loop:
     drain: Drain | None = None
 
     def integration(self, id_: str = ID, **more: Any) -> None:
-        """Make one; `limits` and `policy` are the usual, if not given."""
-        provider = bare_provider(encode, self.upstream.classify)
+        """Make one; `limits` and `policy` are the usual, if not given, and it needs no `token`."""
+        provider = replace(
+            bare_provider(encode, self.upstream.classify), token=more.pop("token", None)
+        )
         limits = more.pop("limits", Limits())
         policy = policy_of(self.settings.model_copy(update=more.pop("policy", {})), None)
         given = {

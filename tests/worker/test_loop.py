@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
-from providers.kit import Delivered, Limits, Partial, Retry
+from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
 from tests.stack import free_port
 from tests.worker.looped import Loop, until
 from worker.settings import load_settings
@@ -153,3 +153,16 @@ async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: 
         upstream.gate.set()
         await until(lambda: {"a", "b"} <= {*upstream.taken})
         assert upstream.taken.index("a") < upstream.taken.index("b")
+
+
+async def test_a_token_that_cannot_be_asked_for_suspends(loop: Loop) -> None:
+    def asks(*_: Any) -> Any:
+        raise ValueError("this curve is not supported")
+
+    loop.integration(token=TokenSource(asks, asks, {}))
+    await loop.publish("a")
+    async with loop.draining() as drain:
+        await until(lambda: drain.dispatcher.pipelines)
+        await until(lambda: loop.pipeline.held)
+        assert loop.pipeline.message == "Test: ValueError in the adapter; see the log"
+        assert await loop.waiting() == 1
