@@ -439,7 +439,8 @@ class Dispatcher:
                     settle(delivery, landed, now)
                 case _:
                     self.rounds.stumbled(pipeline, delivery, landed)
-        self.rounds.keep_behind(pipeline, batch)
+        if pipeline.blocked:
+            self.rounds.keep_behind(pipeline, batch)
         if report.reason:
             pipeline.reason = report.reason
             pipeline.message = told(pipeline.integration, report)

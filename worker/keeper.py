@@ -18,7 +18,7 @@ from worker.registry import all_providers
 from worker.repeating import Repeating
 from worker.settings import WorkerSettings
 from worker.state import KEEPING, KEEPING_MS, Keys, shard_of
-from worker.store import integrations, notifications
+from worker.store import idempotency, integrations, notifications
 from worker.store.database import make_engine, now, reading
 from worker.store.deliveries import prune
 from worker.turn import Turn
@@ -63,6 +63,8 @@ class Keeper(Repeating):
                 oldest = now() - timedelta(days=self.settings.deliveries_days)
                 prune(self.engine, oldest, now())
                 notifications.forget(self.engine, oldest)
+                with self.engine.begin() as connection:
+                    idempotency.prune(connection)
         finally:
             self._turn.end()
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, insert, select, update
 
 from worker import app, ticker
 from worker.gauges import Held
@@ -19,7 +19,7 @@ from worker.settings import WorkerSettings, load_settings
 from worker.state import KEEPING, Keys, shard_of
 from worker.store.database import now, reading
 from worker.store.integrations import create_integration, get, set_status, suspend
-from worker.store.models import Integration, Notification
+from worker.store.models import IdempotencyKey, Integration, Notification
 from worker.store.projects import create_project
 
 SHARDS = 2
@@ -187,6 +187,21 @@ def test_of_several_keepers_one_acts_and_another_follows(
     keeper.step()
     assert looked == [1]
     assert not events_redis.exists(KEEPING)
+
+
+def test_answers_to_idempotency_keys_are_forgotten_after_a_day(
+    keeper: Keeper, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = IdempotencyKey.table()
+    answer = {"project_id": "prj_a", "digest": "", "status": 201, "body": "{}"}
+    ages = {"old": timedelta(hours=25), "young": timedelta(hours=23)}
+    with empty_database.begin() as connection:
+        for key, age in ages.items():
+            connection.execute(insert(table).values(**answer, key=key, created_at=now() - age))
+    monkeypatch.setattr("worker.keeper.PRUNE_SECONDS", 0.0)
+    keeper.step()
+    with reading(empty_database) as connection:
+        assert connection.execute(select(table.c.key)).scalars().all() == ["young"]
 
 
 def test_a_database_that_hangs_delays_no_hint(
