@@ -89,6 +89,15 @@ class Supervisor:
         """Return the file with what a part says."""
         return self._log_dir / f"{part.name}.log"
 
+    def end(self, number: int, _frame: object) -> None:
+        """End what goes before `watch`, by signal; where that is swallowed, `watch` ends at once.
+
+        An exception that meets the collector at its work goes no further.
+        """
+        signal.signal(number, signal.SIG_IGN)  # once: what follows stops the parts
+        self.stopping = True
+        raise SystemExit(1)
+
     def watch(self) -> None:
         """Start again what dies, until `stop` is asked for by signal."""
         for number in (signal.SIGINT, *ending_signals()):

@@ -3,11 +3,14 @@
 import signal
 import socketserver
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from worker.supervisor import ending_signals, wait_for_redis
+from worker.supervisor import Supervisor, ending_signals, wait_for_redis
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,18 @@ def test_a_closed_terminal_ends_a_service() -> None:
 def test_under_nohup_it_does_not() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert ending_signals() == [signal.SIGTERM]
+
+
+def test_a_signal_ends_it_even_where_the_exception_is_swallowed(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in ENDING]
+    keeper = Supervisor(tmp_path, lambda _: None)
+    try:
+        with pytest.raises(SystemExit):
+            keeper.end(signal.SIGHUP, None)
+        keeper.watch()  # it would be for ever
+    finally:
+        for number, handler in zip(ENDING, before, strict=True):
+            signal.signal(number, handler)
 
 
 class Loading(socketserver.ThreadingTCPServer):

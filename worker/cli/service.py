@@ -48,8 +48,6 @@ def up(
     from worker.store.schema import upgrade  # noqa: PLC0415
     from worker.store.secrets import embedded_admin_key, embedded_key, keyring_of  # noqa: PLC0415
 
-    for ending in parts.ending_signals():
-        signal.signal(ending, _end)  # until the keeper watches
     folder = Path(os.environ.get("ONWARD_DATA_DIR", "var")).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _hold(folder / LOCK, folder / STATE_FILE)
@@ -57,6 +55,8 @@ def up(
     port = _free(port)
     given: dict[str, Any] = {"data_dir": str(folder)}
     keeper = parts.Supervisor(folder / "log", _say)
+    for ending in parts.ending_signals():
+        signal.signal(ending, keeper.end)  # until it watches
     try:
         if "ONWARD_REDIS_URL" not in os.environ:
             redis_port = _free(0)
@@ -112,11 +112,6 @@ def _worker(number: int, metrics_port: int, counts: Path, environment: dict[str,
     parts.clean_metrics(counts)
     own = {"ONWARD_METRICS_PORT": str(metrics_port), "PROMETHEUS_MULTIPROC_DIR": str(counts)}
     return parts.Part(f"worker-{number + 1}", parts.onward("worker"), environment | own)
-
-
-def _end(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once: what follows stops the parts
-    raise SystemExit(1)
 
 
 def _sample(settings: Any) -> str:
