@@ -115,7 +115,7 @@ class Attempt:
                 again += ready
                 continue
             began = time_ns() if traces.on else 0
-            answers = await self._request(request, len(members))
+            answers = await self._request(request, members)
             if traces.on and began:
                 events = [self.events[position] for position in members]
                 traces.on.attempt(self.integration, events, answers, began)
@@ -187,15 +187,18 @@ class Attempt:
         if isinstance(landed.outcome, Delivered):
             self.steps[position] = landed.step + 1
 
-    async def _request(self, request: Request, count: int) -> list[Landed]:
-        integration = self.integration
+    async def _request(self, request: Request, members: Sequence[int]) -> list[Landed]:
+        integration, count = self.integration, len(members)
         came, self.came = self.came, None
         response, verdict = came or await exchange(integration, self.transport, request)
         whole = verdict.rest if isinstance(verdict, Partial) else verdict
         if not request.optional:
             self.report.blame(whole)
         if response is None:
-            return [self._landed(request, None, whole, alone=False)] * count
+            return [
+                self._landed(request, None, self._noted(whole, position), alone=False)
+                for position in members
+            ]
         if request.optional:
             return [Landed(Delivered(), step=request.step)] * count
         if isinstance(verdict, Delivered) and not verdict.message:
@@ -205,6 +208,12 @@ class Attempt:
             self._landed(request, response, outcome, alone=index in named)
             for index, outcome in enumerate(outcomes_of(request, verdict, integration.mask))
         ]
+
+    def _noted(self, unanswered: Outcome, position: int) -> Outcome:
+        """Return what no answer means, with the note that an earlier answer left."""
+        note = self.context.notes.get(self.events[position].id, "")
+        known = isinstance(unanswered, Retry) and note
+        return replace(unanswered, note=note) if known else unanswered
 
     def _landed(
         self, request: Request, response: Response | None, outcome: Outcome, *, alone: bool

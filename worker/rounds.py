@@ -100,7 +100,8 @@ class Rounds:
         outcome = landed.outcome
         delivery.step = landed.step
         if isinstance(outcome, Retry):
-            delivery.note = outcome.note
+            answered = landed.status is not None  # else what an earlier answer noted still holds
+            delivery.note = outcome.note if answered else outcome.note or delivery.note
             if outcome.note == "new_token":
                 self.dispatcher.sender.tokens.forget(pipeline.integration.id)
         delivery.landed = landed

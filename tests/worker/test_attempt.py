@@ -159,6 +159,18 @@ async def test_what_is_resent_at_once_is_planned_with_its_notes() -> None:
     assert wire.sent == [(0, ("a", "b")), (0, ("a!", "b!"))]
 
 
+async def test_what_an_answer_noted_is_not_forgotten_where_the_next_one_never_comes() -> None:
+    wire = Wire()
+
+    def answer(_ids: list[str], _step: int) -> Verdict:
+        wire.error = TransportError("timeout", fault="upstream", message="no answer in 5 s")
+        return Partial({1: Retry("again", after=timedelta(0), note="!")}, Delivered())
+
+    report, _ = await run(answer, "ab", wire=wire)
+    assert wire.sent == [(0, ("a", "b")), (0, ("b!",))]
+    assert outcomes(report) == [Delivered(), Retry("timeout", "no answer in 5 s", note="!")]
+
+
 async def test_a_whole_request_resent_at_once_is_not_split_as_well() -> None:
     calls = 0
 

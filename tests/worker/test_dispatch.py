@@ -274,3 +274,17 @@ async def test_a_lane_in_which_all_wait_keeps_no_fresh_event(
     gathers.empty()
     await dispatcher._read(gathers)
     assert pumped == [gathers]
+
+
+@pytest.mark.parametrize(
+    ("status", "note", "kept"),
+    [(None, "", "dollars"), (None, "new", "new"), (503, "", ""), (503, "new", "new")],
+)
+def test_a_note_is_kept_until_another_answer_comes(
+    dispatcher: Dispatcher, status: int | None, note: str, kept: str
+) -> None:
+    one = pipeline()
+    delivery = delivery_of(one, "ann", lane_id=b"1-0")
+    delivery.note = "dollars"
+    dispatcher.rounds.stumbled(one, delivery, Landed(Retry("busy", note=note), status=status))
+    assert delivery.note == kept
