@@ -21,6 +21,7 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
         delivery.landed = landed
         shard.after.append(lambda: settle(delivery, landed, now, name))
         return
+    let_go = bool(name)
     if isinstance(outcome, Delivered):
         name, reason, message = name or "delivered", "", outcome.message
     else:
@@ -45,7 +46,7 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
     if delivery.entry is not None:
         shard.settle(delivery.entry, integration.id)
     elif delivery.lane_id:
-        _leave_lane(pipeline, delivery, delivery.lane_id, let_go=bool(name))
+        _leave_lane(pipeline, delivery, delivery.lane_id, let_go=let_go)
 
 
 def settle_delivered(batch: list[Delivery], landed: Landed, now: int) -> None:

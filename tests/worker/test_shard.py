@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from providers.kit import Event
+from providers.kit import Delivered, Event
 from worker.journal import Failure, Page, unpack
-from worker.pipeline import Delivery, Pipeline
+from worker.pipeline import Delivery, Landed, Pipeline
+from worker.settle import settle
 from worker.shard import Entry, Shard, Written, read_progress
 from worker.state import Keys
 
@@ -24,7 +25,9 @@ def entry_of(shard: Shard, entry_id: bytes, *targets: str) -> Entry:
 
 
 def pipeline_of(shard: Shard, integration_id: str) -> Pipeline:
-    integration: Any = SimpleNamespace(id=integration_id, ordered=True)
+    integration: Any = SimpleNamespace(
+        id=integration_id, ordered=True, project_id="p", slug="amplitude"
+    )
     return Pipeline(integration, shard)
 
 
@@ -129,6 +132,22 @@ def test_a_fresh_delivery_goes_to_the_end_of_its_lane() -> None:
         ("HINCRBY", KEYS.tally, "amp|accepted", 1),
     ]
     assert pages(written)[0].accepted == {"amp": 1}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "name", "forgets"), [(1, "", False), (2, "", True), (0, "expired", True)]
+)
+def test_who_leaves_a_lane_at_the_first_try_has_no_tries_to_forget(
+    attempts: int, name: str, *, forgets: bool
+) -> None:
+    shard = Shard(KEYS)
+    pipeline = pipeline_of(shard, "amp")
+    pipeline.lane_len = 2
+    delivery = delivery_of(pipeline, None, lane_id=b"7-0", attempts=attempts)
+    settle(delivery, Landed(Delivered()), 1800, name)
+    found = commands(shard.build())
+    assert ("XDEL", KEYS.lane("amp"), b"7-0") in found
+    assert (("HDEL", KEYS.tries("amp"), b"7-0") in found) == forgets
 
 
 def test_a_page_is_written_with_the_acknowledgement() -> None:
