@@ -147,10 +147,15 @@ class Shard:
         if entry is not None:
             self.settle(entry, pipeline.integration.id)
 
-    def notice(self, integration: bytes, count: int) -> None:
-        """Note with the next commit that what was put into a lane from outside is known."""
+    def notice(self, integration: bytes, count: int = 0) -> None:
+        """Note with the next commit that what was put into a lane from outside is known.
+
+        Without a `count` all of it is: the integration was deleted.
+        """
         self.noticed.add(integration)
-        self.commands.append(("HINCRBY", self.keys.grown, integration, -count))
+        grown = self.keys.grown
+        known = ("HINCRBY", grown, integration, -count) if count else ("HDEL", grown, integration)
+        self.commands.append(known)
         self.after.append(lambda: self.noticed.discard(integration))
 
     def build(self) -> "Written":

@@ -135,7 +135,7 @@ class Takeover:
             self._expire(shard, integration_id, entries)
         shard.commands.append(("EMPTIED", name, keys.due, integration_id))
         shard.commands.append(("HDEL", keys.wanted, integration_id))
-        shard.commands.append(("HDEL", keys.grown, integration_id))
+        shard.notice(integration_id.encode())
 
     def _expire(self, shard: Shard, integration_id: str, entries: list[Any]) -> None:
         keys, now = shard.keys, int(self.clock.now_ms())

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
 from tests.stack import free_port
-from tests.worker.looped import Loop, until
+from tests.worker.looped import KEYS, Loop, until
 from worker.settings import load_settings
 from worker.supervisor import valkey, wait_for_redis
 
@@ -127,6 +127,18 @@ async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
         await until(lambda: loop.waiting_is(0))
         assert lost
         assert loop.pipeline.lane_len == 0
+
+
+async def test_what_was_put_into_a_deleted_ones_lane_is_let_go_once(loop: Loop) -> None:
+    async with loop.draining() as drain:
+        await until(lambda: any(shard.reads for shard in drain.shards.values()))
+        async with drain.committer.busy:
+            await loop.replay("a")
+            for _ in range(2):
+                await drain.takeover.notice([*drain.shards.values()])
+        await until(lambda: loop.waiting_is(0))
+        assert await loop.counted() == {"accepted": 1, "expired": 1}
+        assert await loop.redis.hgetall(KEYS.grown) == {}
 
 
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
