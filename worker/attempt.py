@@ -275,6 +275,11 @@ def transport_outcome(error: TransportError) -> Outcome:
     return Retry(error.reason, error.message)
 
 
+def adapter_words(error: Exception) -> str:
+    """Return what operators are told of what an adapter raised."""
+    return f"{type(error).__name__} in the adapter; see the log"
+
+
 def _shown(request: Request) -> str:
     body = request.body[:SNIPPET].decode("utf-8", "replace")
     return f"{request.method} {request.url}\n\n{body}"[:SNIPPET]

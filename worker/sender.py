@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from providers.kit import Misconfigured, Plan, Rejected
-from worker.attempt import Attempt, Came, Report, context_for
+from providers.kit import Plan, Rejected
+from worker.attempt import Attempt, Came, Report, adapter_words, context_for
 from worker.clock import StoreClock, time_of
 from worker.directory import Directory, Integration
 from worker.pipeline import Delivery, Landed, Pipeline
@@ -17,7 +17,6 @@ from worker.transport import Transport
 log = logging.getLogger(__name__)
 
 FAILED = "The %s adapter failed on event %s"
-UNASKED = "The %s adapter failed to ask for a token"
 DAY_MS = 86_400_000  # an attribution that has not come by then does not come
 
 
@@ -49,11 +48,7 @@ class Sender:
         now = self.clock.now_ms()
         known: dict[str, Any] = {}
         if integration.provider.token is not None:
-            try:
-                token = await self.tokens.values(integration, now)
-            except Exception as error:
-                log.exception(UNASKED, integration.slug)
-                token = Misconfigured("adapter_error", told(error))
+            token = await self.tokens.values(integration, now)
             if not isinstance(token, Mapping):
                 report = Report([Landed(token) for _ in batch])
                 report.blame(token)
@@ -108,9 +103,4 @@ class Sender:
 
 def adapter_failed(error: Exception) -> Report:
     """Return what comes of an event on which the adapter raised `error`."""
-    return Report([Landed(Rejected("adapter_error", told(error)))])
-
-
-def told(error: Exception) -> str:
-    """Return what operators are told of what the adapter raised."""
-    return f"{type(error).__name__} in the adapter; see the log"
+    return Report([Landed(Rejected("adapter_error", adapter_words(error)))])

@@ -1,13 +1,16 @@
 """Credentials of limited life: fetched when needed, one request at a time, kept until they end."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 
-from providers.kit import Outcome, Token
-from worker.attempt import transport_outcome
+from providers.kit import Misconfigured, Outcome, Token
+from worker.attempt import adapter_words, transport_outcome
 from worker.clock import time_of
 from worker.directory import Integration
 from worker.transport import Transport, TransportError
+
+log = logging.getLogger(__name__)
 
 EARLY_MS = 300_000  # a token is renewed five minutes before its end
 NONE: Mapping[str, str] = {}
@@ -23,6 +26,13 @@ class Tokens:
 
     async def values(self, integration: Integration, now_ms: float) -> Mapping[str, str] | Outcome:
         """Return the token's values ({} where none is needed), or what came of asking for one."""
+        try:
+            return await self._values(integration, now_ms)
+        except Exception as error:
+            log.exception("The %s adapter failed to ask for a token", integration.slug)
+            return Misconfigured("adapter_error", adapter_words(error))
+
+    async def _values(self, integration: Integration, now_ms: float) -> Mapping[str, str] | Outcome:
         source = integration.provider.token
         if source is None:
             return NONE
