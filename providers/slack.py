@@ -250,18 +250,23 @@ def classify(request: Request, response: Response, settings: SlackSettings) -> V
     outcome = _by_api(response) if settings.mode == "bot" else _by_webhook(response)
     if not isinstance(outcome, Retry):
         return outcome
-    fatal, before = text_at(response.json, "error") == FATAL, FATAL in request.refs
+    fatal, before = _word(response) == FATAL, FATAL in request.refs
     if fatal and before:
         return Rejected(outcome.reason, f"{outcome.message}: may have been posted in part")
     return replace(outcome, note=FATAL) if fatal or before else outcome
 
 
 def _by_webhook(response: Response) -> Outcome:
-    word = text_at(response.json, "error") or response.text
+    word = _word(response)
     if _successful(response):
         delivered = response.text == "ok"
         return Delivered() if delivered else Retry("unexpected_answer", response.text)
     return _by_word(word, word, response) or _by_status(response)
+
+
+def _word(response: Response) -> str:
+    """Return the word for what is wrong: in the API's JSON, or a webhook's whole answer."""
+    return text_at(response.json, "error") or response.text
 
 
 def _successful(response: Response) -> bool:

@@ -353,14 +353,19 @@ def test_classify_web_api(
     assert classified(provider, BOT, status, body, headers=headers) == verdict
 
 
-def test_tries_once_more_what_may_have_been_posted() -> None:
-    fatal = b'{"ok":false,"error":"fatal_error"}'
-    first = classified(provider, BOT, 200, fatal)
+@pytest.mark.parametrize(
+    ("settings", "status", "fatal"),
+    [(BOT, 200, b'{"ok":false,"error":"fatal_error"}'), (HOOK, 500, b"fatal_error")],
+)
+def test_tries_once_more_what_may_have_been_posted(
+    settings: dict[str, Any], status: int, fatal: bytes
+) -> None:
+    first = classified(provider, settings, status, fatal)
     assert isinstance(first, Retry)
-    (again,) = planned(provider, BOT, event(), notes={event().id: first.note}).requests
-    second = provider.classify(again, Response(200, {}, fatal), read(BOT))
+    (again,) = planned(provider, settings, event(), notes={event().id: first.note}).requests
+    second = provider.classify(again, Response(status, {}, fatal), read(settings))
     assert second == Rejected("server_error", "fatal_error: may have been posted in part")
-    other = provider.classify(again, Response(503), read(BOT))
+    other = provider.classify(again, Response(503), read(settings))
     assert isinstance(other, Retry)
     assert other.note == first.note  # still no third one
 
