@@ -52,7 +52,7 @@ def _host(text: str) -> tuple[str, int]:
 
 def without_password(url: str) -> str:
     """Return the URL of a server as it may be shown."""
-    shown = re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", url)
+    shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url)
     return re.sub(r"(?<=password=)[^&]*", "***", shown)
 
 

@@ -30,6 +30,7 @@ def test_the_banner_shows_no_password(tmp_path: Path, capsys: pytest.CaptureFixt
         ("sqlite:////var/lib/onward.db", "sqlite:////var/lib/onward.db"),
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("rediss://me:a:b@c@h:1/0?password=x&a=b", "rediss://me:***@h:1/0?password=***&a=b"),
+        ("postgresql://me:a/b@h/onward", "postgresql://me:***@h/onward"),  # SQLAlchemy takes it
         ("sentinel://me:pw@a,b:1/0?name=onward", "sentinel://me:***@a,b:1/0?name=onward"),
     ],
 )
