@@ -22,7 +22,7 @@ def record_rows(
     **more: Any,
 ) -> bool:
     """Write what one shard's journal holds; of a delivery, what is not given is null."""
-    whole = [ABSENT | row for row in deliveries]
+    whole = [{**ABSENT, **row} for row in deliveries]
     columns = [[_written(row[name]) for row in whole] for name in ABSENT]
     return record_shards(engine, [(shard, before, to)], deliveries=columns, **more)
 
