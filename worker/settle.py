@@ -96,6 +96,9 @@ def _leave_lane(
     if pipeline.lane_len == 0:
         commands.append(("EMPTIED", keys.lane(integration.id), keys.due, integration.id))
         pipeline.due = 0
+        if integration.limits.whole_batches:  # else what comes next waits until that one is over
+            commands.append(("HDEL", keys.tries(integration.id), "batch"))
+            pipeline.batch = None
     pipeline.live.add(lane_id)  # not to be read again before it is gone there
     pipeline.shard.after.append(lambda: pipeline.deleted(lane_id))
 

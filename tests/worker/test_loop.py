@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
 from tests.stack import free_port
 from tests.worker.looped import KEYS, Loop, until
+from tests.worker.looped import ID, KEYS, Loop, until
 from worker.settings import load_settings
 from worker.supervisor import valkey, wait_for_redis
 
@@ -64,6 +65,19 @@ async def test_a_batch_that_was_let_go_keeps_no_later_one(loop: Loop) -> None:
         loop.directory.change(active=1)
         await loop.publish("c")
         await until(lambda: loop.upstream.taken == ["c"])
+
+
+async def test_of_a_batch_that_is_let_go_no_mark_is_left(loop: Loop) -> None:
+    loop.integration(limits=BUCKET)
+    loop.upstream.says = lambda _ids: 500
+    await loop.publish("a", "b")
+    async with loop.draining():
+        await until(lambda: loop.upstream.asked)
+        await until(lambda: loop.pipeline.batch and not loop.pipeline.closed)
+        loop.directory.change(active=0)
+        await until(lambda: loop.counted_is(skipped=2))
+        assert loop.pipeline.batch is None
+    assert not await loop.redis.hgetall(KEYS.tries(ID))
 
 
 async def test_nobody_waits_for_an_event_that_was_let_go(loop: Loop) -> None:
