@@ -166,6 +166,7 @@ def event_of(raw: bytes, accepted_ms: int) -> Event:
 async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[Delivery]]:
     """Yield pages of the lane from its head: what to drop when it is let go or too long.
 
+    `most` are about so many of those not in memory: what is just being deleted is none of them.
     It ends where some that were sent are being put there: it is then asked for again.
     """
     lane = pipeline.shard.keys.lane(pipeline.integration.id)
@@ -178,6 +179,6 @@ async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[
         if not entries or pipeline.placing:
             return
         page = PAGE
-        left -= len(entries)
+        left -= len(ours)
         cursor = b"(" + entries[-1][0]
         yield [_delivery(pipeline, lane_id, fields, None) for lane_id, fields in ours]

@@ -11,7 +11,6 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
 from tests.stack import free_port
-from tests.worker.looped import KEYS, Loop, until
 from tests.worker.looped import ID, KEYS, Loop, until
 from worker.settings import load_settings
 from worker.supervisor import valkey, wait_for_redis
@@ -153,6 +152,21 @@ async def test_what_was_put_into_a_deleted_ones_lane_is_let_go_once(loop: Loop) 
         await until(lambda: loop.waiting_is(0))
         assert await loop.counted() == {"accepted": 1, "expired": 1}
         assert await loop.redis.hgetall(KEYS.grown) == {}
+
+
+async def test_what_is_just_being_deleted_keeps_nothing_from_being_let_go(loop: Loop) -> None:
+    loop.integration(active=2)
+    await loop.publish("a", "b")
+    async with loop.draining() as drain:
+        await until(lambda: loop.waiting_is(2))
+        async with drain.committer.busy:
+            loop.directory.change(active=0)
+            await until(lambda: loop.pipeline.lane_len == 0 and not loop.pipeline.dropping)
+            await loop.replay("c", "d")
+            await drain.takeover.notice([*drain.shards.values()])
+            await until(lambda: loop.pipeline.lane_len == 0 and not loop.pipeline.dropping)
+        await until(lambda: loop.waiting_is(0))
+        assert await loop.counted() == {"accepted": 4, "skipped": 4}
 
 
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
