@@ -81,12 +81,14 @@ class Takeover:
                 integration = await self._find(raw.decode(), began)
                 if shard.lost:
                     break
-                if integration is None:
-                    await self._orphan(shard, raw.decode(), began)
-                else:
-                    shard.notice(raw, count)
+                pipeline = self.dispatcher.pipelines.get(raw.decode())
+                if integration is not None:
                     pipeline = self.dispatcher.pipeline_of(shard, integration)
-                    self.dispatcher.grew(pipeline, count)
+                elif pipeline is None or pipeline.shard is not shard:
+                    await self._orphan(shard, raw.decode(), began)
+                    continue
+                shard.notice(raw, count)
+                self.dispatcher.grew(pipeline, count)  # one that was deleted lets go what waits
 
     def _ours(self, shard: Shard) -> bool:
         """Whether to go on taking over: neither the lease is lost, nor must we leave."""

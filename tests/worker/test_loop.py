@@ -154,6 +154,23 @@ async def test_what_was_put_into_a_deleted_ones_lane_is_let_go_once(loop: Loop) 
         assert await loop.redis.hgetall(KEYS.grown) == {}
 
 
+async def test_what_is_replayed_just_before_its_integration_is_deleted_ends_once(
+    loop: Loop,
+) -> None:
+    loop.integration(active=2)
+    await loop.publish("a", "b")
+    async with loop.draining() as drain:
+        await until(lambda: loop.waiting_is(2))
+        async with drain.committer.busy:
+            await loop.replay("c")
+            del loop.directory.known[ID]
+            drain.dispatcher.reconcile()
+            await until(lambda: loop.pipeline.lane_len == 0)
+            await drain.takeover.notice([*drain.shards.values()])
+        await until(lambda: loop.waiting_is(0))
+        assert await loop.counted() == {"accepted": 3, "expired": 3}
+
+
 async def test_what_is_just_being_deleted_keeps_nothing_from_being_let_go(loop: Loop) -> None:
     loop.integration(active=2)
     await loop.publish("a", "b")
