@@ -517,7 +517,7 @@ class Dispatcher:
             name, why = "expired", Skipped("deleted", "the integration was deleted")
         else:
             name, why = "skipped", Skipped("off", "the integration is paused")
-        queued = pipeline.empty()
+        queued, growths = pipeline.empty(), pipeline.growths
         pipeline.forget_lane()
         try:
             for delivery in queued:
@@ -529,6 +529,8 @@ class Dispatcher:
             self._later(pipeline, error)
         finally:
             pipeline.dropping = False
+        if pipeline.growths != growths:  # meanwhile: that is let go, too
+            self.pump(pipeline)
 
     async def expire(self) -> None:
         """Let go what has waited longer than the hold, or is too much for it: expired."""

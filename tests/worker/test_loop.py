@@ -1,5 +1,6 @@
 """The delivery loop on a real store: what waits in a lane goes on, whatever happened meanwhile."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
@@ -184,6 +185,29 @@ async def test_what_is_just_being_deleted_keeps_nothing_from_being_let_go(loop: 
             await until(lambda: loop.pipeline.lane_len == 0 and not loop.pipeline.dropping)
         await until(lambda: loop.waiting_is(0))
         assert await loop.counted() == {"accepted": 4, "skipped": 4}
+
+
+async def test_what_comes_while_others_are_let_go_is_let_go_too(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration(active=2)
+    await loop.publish("a", "b")
+    async with loop.draining() as drain:
+        await until(lambda: loop.waiting_is(2))
+        reads, goes_on = drain.state.redis.xrange, asyncio.Event()
+
+        async def xrange(*of: Any, **more: Any) -> Any:
+            await goes_on.wait()
+            return await reads(*of, **more)
+
+        monkeypatch.setattr(drain.state.redis, "xrange", xrange)
+        loop.directory.change(active=0)
+        await until(lambda: loop.pipeline.dropping)
+        await loop.replay("c")
+        await drain.takeover.notice([*drain.shards.values()])
+        goes_on.set()
+        await until(lambda: loop.waiting_is(0))
+        assert await loop.counted() == {"accepted": 3, "skipped": 3}
 
 
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
