@@ -309,7 +309,7 @@ class Dispatcher:
         if pipeline.lane_len <= 0 and not pipeline.probing:
             pipeline.due, pipeline.ramp = 0, FIRST_RAMP
         if pipeline.waiting:
-            first = min(due for due, _ in pipeline.waiting.values())
+            first = pipeline.next_due
             if first <= now:
                 pipeline.rewind()
             else:
@@ -342,6 +342,8 @@ class Dispatcher:
             return
         finally:
             pipeline.reading = False
+        if pipeline.waiting:  # of one user, perhaps none of those whose wait is over may go yet
+            self.agenda.look(pipeline, pipeline.next_due)
         if pipeline.buffer or pipeline.size or not pipeline.exhausted:
             self.pump(pipeline)
         elif pipeline.batch and not (pipeline.closed or pipeline.requests):  # all of it was let go

@@ -327,6 +327,11 @@ class Pipeline:
         if user:
             self.block(user, lane_id)
 
+    @property
+    def next_due(self) -> int:
+        """When the first of the lane's entries that wait for themselves may go."""
+        return min(due for due, _ in self.waiting.values())
+
     def block(self, user: str, lane_id: bytes = b"") -> None:
         """Let nothing of a user go that is later; what was read of theirs is read again."""
         self.blocked.setdefault(user, []).append(lane_id)

@@ -117,6 +117,23 @@ async def test_events_that_wait_for_themselves_stay_before_their_users_later_one
         assert loop.upstream.taken == ["a", "b", "c", "d"]
 
 
+async def test_an_event_that_waits_longer_than_its_users_later_ones_goes_all_the_same(
+    loop: Loop,
+) -> None:
+    loop.integration(limits=SMALL)
+
+    def says(_ids: list[str]) -> Any:
+        waits = {1: (0.2, 0.4), 2: (1.0,)}.get(len(loop.upstream.asked), ())
+        named = {n: Retry("busy", "later", timedelta(seconds=s)) for n, s in enumerate(waits)}
+        return Partial(named, Delivered()) if named else 200
+
+    loop.upstream.says = says
+    await loop.publish("a", "b", user="u")
+    async with loop.draining():
+        await until(lambda: loop.upstream.taken == ["a", "b"])
+        assert loop.upstream.asked[:2] == [["a", "b"], ["a"]]
+
+
 async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
