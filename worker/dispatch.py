@@ -342,6 +342,7 @@ class Dispatcher:
             return
         finally:
             pipeline.reading = False
+        self._note_activity(pipeline)  # none, if all of it waits
         if pipeline.waiting:  # of one user, perhaps none of those whose wait is over may go yet
             self.agenda.look(pipeline, pipeline.next_due)
         if pipeline.buffer or pipeline.size or not pipeline.exhausted:

@@ -134,6 +134,18 @@ async def test_an_event_that_waits_longer_than_its_users_later_ones_goes_all_the
         assert loop.upstream.asked[:2] == [["a", "b"], ["a"]]
 
 
+async def test_a_pipeline_whose_events_wait_for_themselves_takes_no_share_of_the_window(
+    loop: Loop,
+) -> None:
+    loop.integration(limits=SMALL)
+    loop.upstream.says = lambda _ids: WAIT_LONG
+    await loop.publish("a")
+    async with loop.draining() as drain:
+        await until(lambda: drain.dispatcher.pipelines and loop.pipeline.waiting)
+        await until(lambda: loop.pipeline.exhausted and not loop.pipeline.reading)
+        assert not drain.dispatcher._active
+
+
 async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
