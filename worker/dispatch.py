@@ -525,7 +525,7 @@ class Dispatcher:
         try:
             for delivery in queued:
                 self._settle(delivery, Landed(why), name)
-            async for page in lane.head(self.state.redis, pipeline, pipeline.lane_len):
+            async for page in lane.head(self.state.redis, pipeline):  # with what is not yet noticed
                 for delivery in page:
                     self._settle(delivery, Landed(why), name)
         except RedisError as error:

@@ -1,5 +1,6 @@
 """What waits: reading a lane in order, letting it go, and dropping what is too old or too much."""
 
+import math
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
@@ -163,7 +164,9 @@ def event_of(raw: bytes, accepted_ms: int) -> Event:
     return decode(raw, accepted_ms // 1000)
 
 
-async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[Delivery]]:
+async def head(
+    redis: Any, pipeline: Pipeline, most: float = math.inf
+) -> AsyncIterator[list[Delivery]]:
     """Yield pages of the lane from its head: what to drop when it is let go or too long.
 
     `most` are about so many of those not in memory: what is just being deleted is none of them.
@@ -174,7 +177,7 @@ async def head(redis: Any, pipeline: Pipeline, most: int) -> AsyncIterator[list[
     page, left = LEAST, most
     while left > 0:
         with pipeline.looking():
-            entries = await redis.xrange(lane, min=cursor, max=b"+", count=min(page, left))
+            entries = await redis.xrange(lane, min=cursor, max=b"+", count=int(min(page, left)))
             ours = [entry for entry in entries if entry[0] not in pipeline.live]
         if not entries or pipeline.placing:
             return

@@ -239,6 +239,28 @@ async def test_what_comes_while_others_are_let_go_is_let_go_too(
         assert await loop.counted() == {"accepted": 3, "skipped": 3}
 
 
+async def test_what_was_replayed_before_others_does_not_stay_in_their_place(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration(active=2)
+    async with loop.draining() as drain:
+
+        async def nothing(shards: Any) -> Any:
+            return [{} for _ in shards]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(drain.state, "grown", nothing)
+            await until(lambda: drain.shards)
+            await loop.replay("r")
+            await loop.publish("a")
+            await until(lambda: loop.waiting_is(2))
+            await until(lambda: loop.pipeline.lane_len == 1)
+            loop.directory.change(active=0)
+            await until(lambda: loop.waiting_is(0))
+        await until(lambda: loop.pipeline.lane_len == 0)
+        assert await loop.counted() == {"accepted": 2, "skipped": 2}
+
+
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
     loop.integration(limits=SMALL)
     upstream = loop.upstream
