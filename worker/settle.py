@@ -93,7 +93,7 @@ def _leave_lane(
     pipeline.lane_len -= 1
     if pipeline.passed_over:
         pipeline.rewind()
-    if pipeline.lane_len == 0:
+    if pipeline.lane_len <= 0:  # less than none: what was replayed is not counted yet
         commands.append(("EMPTIED", keys.lane(integration.id), keys.due, integration.id))
         pipeline.due = 0
         if integration.limits.whole_batches:  # else what comes next waits until that one is over

@@ -261,6 +261,26 @@ async def test_what_was_replayed_before_others_does_not_stay_in_their_place(
         assert await loop.counted() == {"accepted": 2, "skipped": 2}
 
 
+async def test_a_lane_that_is_emptied_before_it_is_known_to_have_grown_is_due_no_more(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration(limits=Limits(events=10, linger=timedelta(seconds=1.01)))
+    async with loop.draining() as drain:
+
+        async def nothing(shards: Any) -> Any:
+            return [{} for _ in shards]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(drain.state, "grown", nothing)
+            await loop.publish("a")
+            await until(lambda: loop.waiting_is(1))
+            await loop.replay("r")
+            await until(lambda: loop.waiting_is(0))
+        await until(lambda: loop.pipeline.lane_len == 0)
+    assert loop.upstream.taken == ["a", "r"]
+    assert not await loop.redis.exists(KEYS.due)
+
+
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
     loop.integration(limits=SMALL)
     upstream = loop.upstream
