@@ -565,7 +565,7 @@ class Dispatcher:
                 self.pump(pipeline)
 
     def _note_activity(self, pipeline: Pipeline) -> None:
-        if pipeline.idle and not pipeline.requests:
+        if pipeline.shard.lost or (pipeline.idle and not pipeline.requests):
             self._active.discard(pipeline)
         else:
             self._active.add(pipeline)

@@ -146,6 +146,31 @@ async def test_a_pipeline_whose_events_wait_for_themselves_takes_no_share_of_the
         assert not drain.dispatcher._active
 
 
+async def test_what_lands_after_its_shard_was_lost_takes_no_share_of_the_window(
+    loop: Loop,
+) -> None:
+    loop.integration()
+    upstream = loop.upstream
+    upstream.says = lambda ids: 500 if ids == ["b"] and len(upstream.asked) == 2 else 200
+    first, second = asyncio.Event(), asyncio.Event()
+    async with loop.draining() as drain:
+        upstream.gate = first
+        await loop.publish("a")
+        await until(lambda: upstream.asked == [["a"]])
+        upstream.gate = second
+        await loop.publish("b")
+        await until(lambda: upstream.asked == [["a"], ["b"]])
+        (shard,) = drain.shards.values()
+        pipeline = loop.pipeline
+        drain._lost(shard)
+        first.set()
+        await until(lambda: pipeline.requests == 1)
+        second.set()
+        await until(lambda: pipeline.requests == 0)
+        await until(lambda: upstream.taken.count("b") == 1)
+        await until(lambda: not drain.dispatcher._active)
+
+
 async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
