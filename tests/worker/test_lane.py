@@ -26,8 +26,10 @@ class Changing:
         self.meanwhile = meanwhile
         self.before = before
 
-    async def xrange(self, *_: Any, **__: Any) -> list[Any]:
+    async def xrange(self, *_: Any, **how: Any) -> list[Any]:
         self.before()
+        if how["min"] != b"-":
+            return []
         return [(b"1-0", {b"e": EVENT, b"t": b"1767350431000"})]
 
     async def hmget(self, *_: Any) -> list[None]:
