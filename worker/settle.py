@@ -11,7 +11,7 @@ PIPE_SECONDS = PIPE_DAYS * 86_400
 
 
 def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None:
-    """Write the end of a delivery, as `name` where it was let go and not sent.
+    """Write the end of a delivery, as `name` if that is not the outcome's own.
 
     One whose place in the lane is just being written is settled when that is known.
     """
@@ -21,7 +21,6 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
         delivery.landed = landed
         shard.after.append(lambda: settle(delivery, landed, now, name))
         return
-    let_go = bool(name)
     if isinstance(outcome, Delivered):
         name, reason, message = name or "delivered", "", outcome.message
     else:
@@ -46,7 +45,7 @@ def settle(delivery: Delivery, landed: Landed, now: int, name: str = "") -> None
     if delivery.entry is not None:
         shard.settle(delivery.entry, integration.id)
     elif delivery.lane_id:
-        _leave_lane(pipeline, delivery, delivery.lane_id, let_go=let_go)
+        _leave_lane(pipeline, delivery.lane_id)
 
 
 def settle_delivered(batch: list[Delivery], landed: Landed, now: int) -> None:
@@ -81,14 +80,12 @@ def _rows(  # noqa: PLR0917  the columns
     ]  # fmt: skip
 
 
-def _leave_lane(
-    pipeline: Pipeline, delivery: Delivery, lane_id: bytes, *, let_go: bool = False
-) -> None:
+def _leave_lane(pipeline: Pipeline, lane_id: bytes) -> None:
     keys, integration = pipeline.shard.keys, pipeline.integration
     commands = pipeline.shard.commands
     commands.append(("XDEL", keys.lane(integration.id), lane_id))
-    if delivery.attempts > 1 or delivery.due or let_go:  # its tries were not looked at
-        commands.append(("HDEL", keys.tries(integration.id), lane_id))
+    # of its tries this process need not know: one that is read while they are written has none
+    commands.append(("HDEL", keys.tries(integration.id), lane_id))
     pipeline.unwait(lane_id)
     pipeline.lane_len -= 1
     if pipeline.passed_over:
