@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if failure is None:
             raise
         print_failure(failure, as_json="--json" in given)
+        _let_go_of_stdout()
         sys.exit(failure.code)
 
 
@@ -103,3 +104,11 @@ def _mend_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  to the end
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # of a terminal that is not UTF-8
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what stdout does not take: at its end Python would try again, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

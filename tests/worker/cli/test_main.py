@@ -151,9 +151,11 @@ def test_letters_that_stdout_does_not_take_stop_no_command(tmp_path: Path) -> No
 
 
 def test_a_disk_that_is_full_is_told_in_a_line() -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
             [sys.executable, "-m", "worker.cli", "providers", "list", "--json"],
+            env=buffered,
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
