@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeAlias
 
-import msgspec
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -41,6 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DataError
 from sqlalchemy.types import TypeEngine
 
+from providers.kit import dump_text
 from worker.store import audit, notifications
 from worker.store.database import reading, upserting
 from worker.store.models import (
@@ -120,7 +120,7 @@ def _move_marks(connection: Connection, marks: Sequence[Mark]) -> bool:
     """Move the marks of all shards from where they are said to be; False where one is elsewhere."""
     rows = [{"shard": shard, "before": before, "to": to} for shard, before, to in sorted(marks)]
     statements = _moving(connection.dialect.name)
-    given = {"given": _json(rows)}
+    given = {"given": dump_text(rows)}
     return sum(connection.execute(one, given).rowcount for one in statements) == len(marks)
 
 
@@ -148,10 +148,6 @@ def _given(dialect: str, **types: TypeEngine[Any]) -> FromClause:
     fields = (func.json_extract(value, f"$.{one.name}", type_=one.type) for one in columns)
     named = (field.label(name) for field, name in zip(fields, types, strict=True))
     return select(*named).subquery("given")
-
-
-def _json(rows: Sequence[Fields]) -> str:
-    return msgspec.json.encode(rows).decode()
 
 
 def _columns(dialect: Dialect, letters: Iterable[Fields]) -> list[Sequence[Any]]:
@@ -242,7 +238,7 @@ def _add_tallies(connection: Connection, tallies: Mapping[tuple[str, str], int])
         {"integration_id": integration, "outcome": outcome, "count": count}
         for (integration, outcome), count in sorted(tallies.items())  # one order: no deadlock
     ]
-    connection.execute(_adding(connection.dialect.name), {"given": _json(rows)})
+    connection.execute(_adding(connection.dialect.name), {"given": dump_text(rows)})
 
 
 @cache
@@ -270,7 +266,7 @@ def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
     written: Any = UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
     text = cache(lambda at: at and str(written(at)))  # few times, many integrations
     rows = [_health(id_, seen, text) for id_, seen in sorted(health.items())]
-    connection.execute(_noting(connection.dialect.name), {"given": _json(rows)})
+    connection.execute(_noting(connection.dialect.name), {"given": dump_text(rows)})
 
 
 @cache
