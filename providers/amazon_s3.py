@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from pydantic import Field, model_validator
 
 from providers.kit import (
+    NEW_TOKEN,
     Check,
     Context,
     Delivered,
@@ -70,7 +71,6 @@ ExternalId = Annotated[
 Key = Annotated[str, matching(r"[\x21-\x7e]{1,2048}", "must be a key id or ARN")]
 Account = Annotated[str, matching(r"\d{12}", "must be the 12 digits of an AWS account")]
 SAFE = "/-._~"  # all else in a name is percent-encoded, as the signature wants it
-NEW_TOKEN = "new_token"  # noqa: S105  a note
 UNCONDITIONAL = "unconditional"  # the note left by a server that knows no preconditions
 ROLE_LIVES = timedelta(hours=1)  # as asked for
 AT_ONCE = timedelta(0)

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from providers.kit import (
+    NEW_TOKEN,
     Batch,
     Check,
     Context,
@@ -59,7 +60,6 @@ HOST = "https://storage.googleapis.com"
 TOKEN_URL = "https://oauth2.googleapis.com/token"  # noqa: S105  whatever the key file says
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-NEW_TOKEN = "new_token"  # noqa: S105  a note
 EXISTS = "exists"  # a note too
 LIFE = 3600  # seconds a token is asked for
 SAFE = "/-._~"

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from providers.kit import (
+    NEW_TOKEN,
     Check,
     Context,
     Delivered,
@@ -61,7 +62,6 @@ HOUR = 3600  # seconds
 # that an event which fails alone is given.
 WAITS = (5, 5, 60, 600, HOUR, 3 * HOUR, 5 * HOUR, 7 * HOUR, 8 * HOUR)
 MINUTE = timedelta(minutes=1)
-NEW_TOKEN = "new_token"  # noqa: S105  a note
 NAMES = {  # what is learned, and where from
     "campaign_name": "/campaigns/{campaign_id}",
     "ad_group_name": "/campaigns/{campaign_id}/adgroups/{ad_group_id}",

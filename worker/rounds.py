@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from redis.exceptions import RedisError
 
-from providers.kit import Rejected, Retry, one_line
+from providers.kit import NEW_TOKEN, Rejected, Retry, one_line
 from worker import incidents
 from worker.attempt import Report
 from worker.backoff import delay, wait_after
@@ -102,7 +102,7 @@ class Rounds:
         if isinstance(outcome, Retry):
             answered = landed.status is not None  # else what an earlier answer noted still holds
             delivery.note = outcome.note if answered else outcome.note or delivery.note
-            if outcome.note == "new_token":
+            if outcome.note == NEW_TOKEN:
                 self.dispatcher.sender.tokens.forget(pipeline.integration.id)
         delivery.landed = landed
         if landed.alone:

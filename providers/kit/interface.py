@@ -27,6 +27,7 @@ S = TypeVar("S", bound=Settings)
 KB = 1024
 MB = 1024 * KB
 ANSWER_BYTES = 64 * KB  # of an answer's body are read
+NEW_TOKEN = "new_token"  # noqa: S105  the note of a `Retry` that wants another
 MESSAGE_LENGTH = 500  # characters of an upstream's words that are kept
 
 _json_encoder = msgspec.json.Encoder(decimal_format="number")
@@ -360,7 +361,7 @@ class Token:
 class TokenSource(Generic[S]):
     """How to get the token that `encode` needs, and where it is not needed (`request` → None).
 
-    `sample` stands in for it in previews. A `Retry` with the note "new_token" makes the worker
+    `sample` stands in for it in previews. A `Retry` with the note NEW_TOKEN makes the worker
     forget the one it has.
     """
 
