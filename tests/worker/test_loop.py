@@ -1,7 +1,7 @@
 """The delivery loop on a real store: what waits in a lane goes on, whatever happened meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
 from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
-from tests.stack import free_port
 from tests.worker.looped import ID, KEYS, Loop, until
 from worker.settings import load_settings
-from worker.supervisor import valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
 BUCKET = Limits(events=100, linger=timedelta(seconds=1.01), whole_batches=True)
@@ -22,23 +20,11 @@ SMALL = Limits(events=10, concurrency=1)
 WAIT_LONG = Partial({0: Retry("busy", "later", timedelta(hours=1))}, Delivered())
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
-    part = valkey(folder, port)
-    part.start(folder / "log")
-    wait_for_redis(f"redis://127.0.0.1:{port}/0")
-    yield f"redis://127.0.0.1:{port}/0"
-    assert part.process
-    part.process.kill()
-    part.process.wait()
-
-
 @pytest.fixture
-async def loop(url: str) -> AsyncIterator[Loop]:
-    redis: Any = Redis.from_url(url, protocol=2)
+async def loop(valkey: str) -> AsyncIterator[Loop]:
+    redis: Any = Redis.from_url(valkey, protocol=2)
     await redis.flushall()
-    environment = {"ONWARD_REDIS_URL": url, "ONWARD_SHARDS": "1", "ONWARD_RETRY_SCHEDULE": "0.1"}
+    environment = {"ONWARD_REDIS_URL": valkey, "ONWARD_SHARDS": "1", "ONWARD_RETRY_SCHEDULE": "0.1"}
     yield Loop(redis, load_settings(environment))
     await redis.aclose()
 

@@ -1,16 +1,14 @@
 """The scripts on a real server: all or nothing, once, only under the lease, and when it is full."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from tests.stack import free_port
 from worker.state import CHANGES, GROUP, UNSHARDED, Commit, Keys, LeaseLost, State
-from worker.supervisor import valkey, wait_for_redis
 
 pytestmark = pytest.mark.processes
 KEYS = Keys(3)
@@ -18,24 +16,13 @@ LANE = KEYS.lane("a")
 NEVER = 2**53  # ms
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
-    part = valkey(folder, port)
-    part.start(folder / "log")
-    wait_for_redis(f"redis://127.0.0.1:{port}/0")
-    yield f"redis://127.0.0.1:{port}/0"
-    assert part.process
-    part.process.kill()
-    part.process.wait()
-
-
 @pytest.fixture
-async def redis(url: str) -> AsyncIterator[Any]:
-    client = Redis.from_url(url, protocol=2)
+async def redis(valkey: str) -> AsyncIterator[Any]:
+    client = Redis.from_url(valkey, protocol=2)
     await client.config_set("maxmemory", 0)
     await client.flushall()
     yield client
+    await client.config_set("maxmemory", 0)  # others have the same server
     await client.aclose()
 
 
