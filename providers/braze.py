@@ -325,13 +325,13 @@ def _named(body: Json, request: Request, *, taken: bool) -> dict[int, Outcome]:
     """
     named: dict[int, Outcome] = {}
     errors = at(body, "errors")
+    first = "events.0" in request.refs  # what goes in dollars has no events
     for error in errors if isinstance(errors, list) else ():
         array, kind = text_at(error, "input_array"), text_at(error, "type")
         index = request.refs.get(f"{array}.{text_at(error, 'index')}")
         if index is None or isinstance(named.get(index), Rejected):
             continue
         named[index] = Rejected("invalid_event", kind)
-        first = "events.0" in request.refs  # what goes in dollars has no events
         if taken and first and array == "purchases" and "currency" in kind.lower():
             named[index] = Retry("bad_currency", kind, timedelta(0), note=DOLLARS)
     return named
