@@ -105,9 +105,10 @@ class Reader:
         finally:
             self.reading = ()
         self.router.changed(changed)
-        few = sum(map(len, arrived.values())) < READ_ON
-        self._next = time.monotonic() + GATHER_SECONDS * few
-        if any(len(entries) == count for entries in arrived.values()):
+        counts = [len(entries) for entries in arrived.values()]
+        more = count in counts  # waits in one of them; all else there waits behind it
+        self._next = time.monotonic() + GATHER_SECONDS * (sum(counts) < READ_ON and not more)
+        if more:
             self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
         else:  # all was read: soon there may be a burst in every stream
             self._fruitful = min(self._fruitful * 2, self.count)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from worker.reader import BUFFER, READ, Reader
+from worker.reader import BUFFER, GATHER_SECONDS, READ, Reader
 from worker.router import Looked
 from worker.shard import Shard
 from worker.state import GROUP, Keys, State
@@ -88,6 +88,48 @@ def test_where_memory_is_full_only_shards_with_little_in_it_are_read(
         shard.stuck, shard.unsure, shard.queued = False, False, count
     assert [shard.keys.shard for shard in reader._with_room(reader.shards)] == read
     assert (reader.router.dispatcher.room < math.inf) is full
+
+
+SHARDS = 32
+SHARE = READ // SHARDS  # of each stream
+
+
+@pytest.mark.parametrize(
+    ("counts", "waits"),
+    [
+        ([], True),
+        ([1, SHARE - 1], True),
+        ([1, SHARE], False),  # that stream has more: one project sends more than all others
+        ([SHARE - 1] * SHARDS, False),
+    ],
+)
+async def test_the_next_read_waits_for_more_to_come_unless_a_stream_has_more(
+    counts: list[int], *, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever shares a stream with a busy project was read later and later."""
+    shards = {number: Shard(Keys(number), unsure=False) for number in range(SHARDS)}
+    arrived: dict[bytes, Any] = {
+        shards[n].intake: [(b"1-0", {})] * count for n, count in enumerate(counts)
+    }
+
+    async def read(*_: Any) -> Any:
+        return arrived, []
+
+    async def look(_: Any) -> Looked:
+        return []
+
+    router: Any = SimpleNamespace(
+        settings=SimpleNamespace(shards=SHARDS),
+        dispatcher=SimpleNamespace(full=False),
+        look=look,
+        changed=lambda _: None,
+    )
+    committer: Any = SimpleNamespace(state=SimpleNamespace(read=read), token="ours", lost=None)
+    monkeypatch.setattr("worker.reader.time", SimpleNamespace(monotonic=lambda: 100.0))
+    reader = Reader(router, committer)
+    reader._next = 100.0
+    await reader._read(shards)
+    assert reader._next == 100.0 + (GATHER_SECONDS if waits else 0)
 
 
 async def test_nothing_is_read_ahead_while_our_leases_may_have_lapsed() -> None:
