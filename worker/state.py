@@ -429,8 +429,8 @@ class State:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    async def pending(self, shards: Sequence[Keys]) -> list[dict[str, int]]:
-        """Return of each shard who has read how many entries and not acknowledged them.
+    async def pending(self, shards: Sequence[Keys]) -> list[tuple[bytes, set[str]]]:
+        """Return of each shard the first entry that is read and not acknowledged, and who has any.
 
         Nobody where that cannot be told: whoever reads such a shard says what is wrong with it.
         """
@@ -439,9 +439,9 @@ class State:
                 pipe.xpending(keys.intake, GROUP)
             replies = await pipe.execute(raise_on_error=False)
         return [
-            {}
+            (b"", set())
             if isinstance(reply, ResponseError)
-            else {who["name"].decode(): who["pending"] for who in reply["consumers"] or ()}
+            else (reply["min"] or b"", {who["name"].decode() for who in reply["consumers"] or ()})
             for reply in replies
         ]
 

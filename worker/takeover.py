@@ -46,15 +46,23 @@ class Takeover:
         await self._reclaim(shard)
 
     async def adopt(self, shards: Sequence[Shard]) -> None:
-        """Take what others read of our shards after they lost them, and will not come back to."""
-        counts = await self.state.pending([shard.keys for shard in shards])
-        for shard, pending in zip(shards, counts, strict=True):
-            for other in pending.keys() - {self.token}:
+        """Take what others read of our shards after they lost them, and will not come back to.
+
+        And what we read without knowing: a link that was away may bring a read when nobody waits
+        for its answer any more, after we looked for what that would have hidden.
+        """
+        found = await self.state.pending([shard.keys for shard in shards])
+        for shard, (first, readers) in zip(shards, found, strict=True):
+            if self.token in readers and not shard.knows(first):  # or it is on its way to us
+                shard.unsure = True
+            for other in readers - {self.token}:
                 try:
                     await self._adopt(shard, other)
                 except RedisError:
                     shard.unsure = True  # what was claimed is ours, and not in hand
                     raise
+            if shard.keys.shard == 0:
+                await self.reader.reclaim_unsharded()
 
     async def _adopt(self, shard: Shard, other: str) -> None:
         redis, intake = self.state.redis, shard.keys.intake

@@ -156,8 +156,9 @@ def test_a_half_open_link(scene: Make) -> None:
         link.silent = True
         s.send(300)
         eventually(lambda: not s.redis.exists(Keys(SHARD).lease), 60, "the lease lapses")
+        before = s.arrived()
         link.silent = False
-        s.moving(20, seconds=15)
+        s.reached(before + 20, seconds=15)
         s.check()
 
 

@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
 from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
-from tests.worker.looped import ID, KEYS, Loop, until
+from tests.worker.looped import ID, KEYS, Loop, body, until
 from worker.settings import load_settings
+from worker.state import GROUP, UNSHARDED
 
 pytestmark = pytest.mark.processes
 BUCKET = Limits(events=100, linger=timedelta(seconds=1.01), whole_batches=True)
@@ -329,3 +330,18 @@ async def test_a_token_that_cannot_be_asked_for_suspends(loop: Loop) -> None:
         await until(lambda: loop.pipeline.held)
         assert loop.pipeline.message == "Test: ValueError in the adapter; see the log"
         assert await loop.waiting() == 1
+
+
+@pytest.mark.parametrize("intake", [KEYS.intake, UNSHARDED])
+async def test_a_read_that_comes_when_nobody_waits_for_it_keeps_nothing(
+    loop: Loop, intake: str
+) -> None:
+    """As one does that a link held while it was away: its entries were ours, and in no hand."""
+    loop.integration()
+    async with loop.draining() as drain, loop.redis.pipeline(transaction=True) as pipe:
+        await until(lambda: drain.shards and not drain.shards[0].unsure)
+        pipe.xadd(intake, {"event": body("a")})
+        pipe.xreadgroup(GROUP, drain.token, {intake: ">"})
+        await pipe.execute()
+        await until(lambda: loop.upstream.taken == ["a"])
+        await until(lambda: loop.counted_is(delivered=1))

@@ -80,8 +80,8 @@ class Claimed:
         raise LostConnection("gone")
 
 
-async def pending(shards: list[Keys]) -> list[dict[str, int]]:
-    return [{"another": 1} for _ in shards]
+async def pending(shards: list[Keys]) -> list[tuple[bytes, set[str]]]:
+    return [(b"1-0", {"another"}) for _ in shards]
 
 
 async def test_who_does_not_know_what_was_claimed_looks_again() -> None:
