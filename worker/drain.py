@@ -157,7 +157,7 @@ class Drain:
                 self._lost(shard)
         self.clock.set(now_ms)
         if not self._safe():  # the store was away: others keep their shards as we do ours
-            self.takes_at = time.monotonic() + LEASE_SAFE_SECONDS
+            self.takes_at = time.monotonic() + LEASE_MS / 1000
         self.renewed = time.monotonic()
         metrics.LEASES.set(len(self.shards))
         if self.dispatcher.paused:

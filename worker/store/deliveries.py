@@ -15,6 +15,7 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Dialect,
     Engine,
@@ -261,12 +262,39 @@ def _note_health(connection: Connection, health: Mapping[str, Fields]) -> None:
 
     A delivery since it was activated ends its probation, for whoever drains it next, too.
     """
-    if not health:
-        return
     written: Any = UtcTime().dialect_impl(connection.dialect).bind_processor(connection.dialect)
     text = cache(lambda at: at and str(written(at)))  # few times, many integrations
-    rows = [_health(id_, seen, text) for id_, seen in sorted(health.items())]
-    connection.execute(_noting(connection.dialect.name), {"given": dump_text(rows)})
+    well, failed = list[Fields](), list[Fields]()
+    for id_, seen in sorted(health.items()):
+        if seen.get("delivered") and "last_error_at" not in seen:
+            well.append({"of": id_, "delivered_at": text(seen["last_delivery_at"])})
+        else:
+            failed.append(_health(id_, seen, text))
+    for rows, noting in ((well, _noting_well), (failed, _noting)):
+        if rows:
+            connection.execute(noting(connection.dialect.name), {"given": dump_text(rows)})
+
+
+@cache
+def _noting_well(dialect: str) -> Update:
+    """Return what notes deliveries alone: of nearly all integrations, and in half the time."""
+    t = Integration.table()
+    given = _given(dialect, of=Text(), delivered_at=UtcTime()).c
+    return (
+        update(t)
+        .where(t.c.id == given.of)
+        .values(
+            last_delivery_at=given.delivered_at,
+            probation_epoch=_probation(given.delivered_at),
+            delivery_error_count=0,
+            first_error_at=null(),
+        )
+    )
+
+
+def _probation(delivered_at: ColumnElement[datetime]) -> ColumnElement[int | None]:
+    t = Integration.table()
+    return case((delivered_at > t.c.updated_at, null()), else_=t.c.probation_epoch)
 
 
 @cache
@@ -290,9 +318,7 @@ def _noting(dialect: str) -> Update:
         .where(t.c.id == given.of)
         .values(
             last_delivery_at=func.coalesce(given.delivered_at, t.c.last_delivery_at),
-            probation_epoch=case(
-                (given.delivered_at > t.c.updated_at, null()), else_=t.c.probation_epoch
-            ),
+            probation_epoch=_probation(given.delivered_at),
             last_error_at=case((newer, given.error_at), else_=t.c.last_error_at),
             last_error_message=case((newer, given.message), else_=t.c.last_error_message),
             last_error_reason=case((newer, given.reason), else_=t.c.last_error_reason),
