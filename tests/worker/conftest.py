@@ -27,8 +27,8 @@ def valkey() -> Iterator[str]:
 def events_redis(valkey: str) -> Iterator[Any]:
     with Redis.from_url(valkey) as client:
         client.flushall()
-        client.config_set("maxmemory", 0)
         yield client
+        client.config_set("maxmemory", 0)
 
 
 @pytest.fixture
