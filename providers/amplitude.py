@@ -251,7 +251,7 @@ def classify(request: Request, response: Response, settings: AmplitudeSettings) 
         case 401 if isinstance(body, dict):
             return Misconfigured("unauthorized", error)
         case _ if status // 100 == 2:
-            return Delivered() if isinstance(body, dict) else Retry("bad_answer", error)
+            return Delivered() if isinstance(body, dict) else Retry("unexpected_answer", error)
         case _ if status // 100 == 3:
             return Retry("redirect", by_status(response).message)
         case _ if status // 100 == 4 and error.startswith(BAD_KEY):

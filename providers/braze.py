@@ -304,7 +304,7 @@ def _meaning(request: Request, response: Response) -> Verdict:
     match response.status:
         case _ if success:
             if not isinstance(response.json, dict):
-                return Retry("bad_answer", message)
+                return Retry("unexpected_answer", message)
             return Partial(named, rest) if named else rest
         case 400:
             if named and message.startswith(NO_DATA):  # then nothing was valid

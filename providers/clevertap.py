@@ -208,7 +208,7 @@ def _uploaded(request: Request, body: Json, error: str) -> Verdict:
         case "success" | "partial" | "fail":
             rest = Split("bad_request", unknown or error)
         case _:
-            rest = Retry("bad_answer", error)
+            rest = Retry("unexpected_answer", error)
     return Partial(named, rest) if named else rest
 
 

@@ -302,7 +302,7 @@ def classify(request: Request, response: Response, settings: FacebookSettings) -
         received = at(body, "events_received")
         if type(received) is int and received >= len(request.events):
             return Delivered(_warnings(body))
-        return Retry("bad_answer", response.text)
+        return Retry("unexpected_answer", response.text)
     if status // 100 == 4 and status not in (408, 413, 425, 429):
         kind = Retry if body is None else Rejected
         return kind(reason_of(status), response.text)

@@ -245,7 +245,7 @@ def classify(request: Request, response: Response, settings: FirebaseSettings) -
 def _validated(response: Response) -> Outcome:
     messages = at(response.json, "validationMessages")
     if not isinstance(response.json, dict):
-        return Retry("bad_answer", response.text)
+        return Retry("unexpected_answer", response.text)
     found = messages if isinstance(messages, list) else []
     if not found:
         return Delivered()

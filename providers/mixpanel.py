@@ -265,7 +265,7 @@ def _taken(body: Json, words: str) -> Outcome:
     said = at(body, "status") if isinstance(body, dict) else body
     if type(said) is int and said in (0, 1):
         return Delivered() if said else Rejected("bad_request", words)
-    return Delivered() if isinstance(body, dict) else Retry("bad_answer", words)
+    return Delivered() if isinstance(body, dict) else Retry("unexpected_answer", words)
 
 
 def _failed(body: Json, count: int) -> dict[int, Outcome]:

@@ -183,7 +183,7 @@ def _outcome(response: Response) -> Outcome:
 def _by_code(code: int | None, message: str) -> Outcome:
     match code:
         case None:
-            return Retry("bad_answer", message or "no status_code in the answer")
+            return Retry("unexpected_answer", message or "no status_code in the answer")
         case 200:
             return Delivered()
         case 401 | 403:

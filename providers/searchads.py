@@ -236,7 +236,7 @@ def _resolved(response: Response, settings: SearchAdsSettings) -> Outcome:
     body = response.json
     found = at(body, "attribution")
     if not isinstance(found, bool):
-        return Retry("bad_answer", response.text or "empty answer")
+        return Retry("unexpected_answer", response.text or "empty answer")
     record = attribution_from(body)
     message = "" if found else "not attributed to an ad"
     if settings.drop_test_payload and attributed(record, "campaign_id") == TEST_CAMPAIGN:
@@ -311,7 +311,7 @@ def _read_token(response: Response) -> Token | Outcome:
     if response.status in (400, 401, 403):
         return Misconfigured("invalid_client", message)
     if response.status == 200:
-        return Retry("bad_answer", message)
+        return Retry("unexpected_answer", message)
     return by_status(response, message, throttle=MINUTE)
 
 

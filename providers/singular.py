@@ -185,7 +185,7 @@ def classify(request: Request, response: Response, settings: SingularSettings) -
     if told == "ok":
         return Delivered()
     if not told:
-        return Retry("unreadable_answer", message)
+        return Retry("unexpected_answer", message)
     if WRONG_KEY.search(reason):
         return Misconfigured("unauthorized", message)
     if re.search(r"missing argument: *ip\W*$", reason, re.IGNORECASE):

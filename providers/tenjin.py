@@ -208,7 +208,7 @@ def _acknowledged(response: Response, message: str, settings: TenjinSettings) ->
         return Delivered()
     if at(body, "code") is None and not failed:
         if settings.strict_ack:
-            return Retry("unreadable_answer", message)
+            return Retry("unexpected_answer", message)
         return Delivered(message or "empty answer")
     status = int(code) if code.isdecimal() else 0
     if status in (401, 403, 408, 429) or status >= 500:

@@ -218,7 +218,7 @@ OTHERS = Retry("batch_refused", BUSY, AT_ONCE)
     ("status", "body", "verdict"),
     [
         (200, {"code": 200, "events_ingested": 2}, Delivered()),
-        (200, "<html></html>", Retry("bad_answer", "<html></html>")),
+        (200, "<html></html>", Retry("unexpected_answer", "<html></html>")),
         (
             400,
             {"code": 400, "error": "Invalid API key: 012", "missing_field": None},

@@ -273,9 +273,9 @@ BAD_TIME = Rejected("invalid_event", "'time' is not valid")
         (200, {"message": "success"}, Delivered()),
         (202, {"message": "queued"}, Delivered()),
         (201, {"events_processed": 3}, Delivered()),
-        (201, "", Retry("bad_answer")),
-        (200, "<html>hello</html>", Retry("bad_answer", "<html>hello</html>")),
-        (201, '{"message":"succ', Retry("bad_answer", '{"message":"succ')),
+        (201, "", Retry("unexpected_answer")),
+        (200, "<html>hello</html>", Retry("unexpected_answer", "<html>hello</html>")),
+        (201, '{"message":"succ', Retry("unexpected_answer", '{"message":"succ')),
         (201, {"message": "success", "errors": [error("events", 2)]}, Partial({2: BAD_TIME})),
         (201, {"message": "success", "errors": [error("purchases", 1)]}, Partial({1: BAD_TIME})),
         (

@@ -256,8 +256,8 @@ SKIPPED = {"status": "fail", "code": 512, "error": "Skipped record number : 2"}
         ),
         (200, {"status": "fail", "error": "Oh", "code": 503}, Retry("unavailable", "Oh")),
         (200, {"status": "fail", "error": "Bad", "code": 400}, Split("bad_request", "Bad")),
-        (200, "<html>", Retry("bad_answer", "<html>")),
-        (200, '{"status":"succ', Retry("bad_answer", '{"status":"succ')),
+        (200, "<html>", Retry("unexpected_answer", "<html>")),
+        (200, '{"status":"succ', Retry("unexpected_answer", '{"status":"succ')),
         (
             401,
             {"status": "fail", "error": "Invalid Credentials", "code": 401},

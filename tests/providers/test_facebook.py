@@ -346,8 +346,8 @@ def error(code: Any, subcode: int | None = None, **more: Any) -> dict[str, Any]:
     [
         (200, {"events_received": 2, "messages": [], "fbtrace_id": "A"}, Delivered()),
         (200, {"events_received": 2, "messages": ["low match"]}, Delivered("low match")),
-        (200, {"events_received": 1}, Retry("bad_answer", '{"events_received": 1}')),
-        (200, "<html></html>", Retry("bad_answer", "<html></html>")),
+        (200, {"events_received": 1}, Retry("unexpected_answer", '{"events_received": 1}')),
+        (200, "<html></html>", Retry("unexpected_answer", "<html></html>")),
         (200, error(190), Misconfigured("unauthorized", "Oh (code 190)")),
         (
             401,

@@ -314,7 +314,7 @@ def message(code: str) -> dict[str, str]:
             Retry("server_error", "events[0].name: Event name is reserved. (INTERNAL_ERROR)"),
         ),
         (200, {"validationMessages": [7]}, Rejected("invalid_event", ": ()")),
-        (200, "<html>", Retry("bad_answer", "<html>")),
+        (200, "<html>", Retry("unexpected_answer", "<html>")),
         (429, "", Retry("throttled", "", timedelta(seconds=60), throttled=True)),
         (503, "", Retry("unavailable")),
     ],

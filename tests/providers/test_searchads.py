@@ -163,9 +163,9 @@ def test_classifies_a_look_up(note: str, status: int, body: str, verdict: Verdic
                 "Apple's test attribution, ignored", {"attributed": False, "resolved_at": NOW}
             ),
         ),
-        (200, "<html>", Retry("bad_answer", "<html>")),
-        (200, "", Retry("bad_answer", "empty answer")),
-        (200, {"orgId": 1}, Retry("bad_answer", '{"orgId": 1}')),
+        (200, "<html>", Retry("unexpected_answer", "<html>")),
+        (200, "", Retry("unexpected_answer", "empty answer")),
+        (200, {"orgId": 1}, Retry("unexpected_answer", '{"orgId": 1}')),
         (400, "", Rejected("invalid_token", "attribution token invalid")),
         (404, "", Partial({0: later(5, 1)})),
         (429, "", Retry("throttled", "", timedelta(seconds=60), throttled=True)),
@@ -255,7 +255,7 @@ def test_asks_for_an_access_token_only_where_names_are_looked_up() -> None:
             b'{"error":"invalid_scope","error_description":"no"}',
             Misconfigured("invalid_client", "invalid_scope: no"),
         ),
-        (200, b"<html>", Retry("bad_answer", "<html>")),
+        (200, b"<html>", Retry("unexpected_answer", "<html>")),
         (503, b"", Retry("unavailable")),
     ],
 )

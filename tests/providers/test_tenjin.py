@@ -245,7 +245,7 @@ def test_classify(status: int, body: Any, verdict: Verdict | type[Verdict]) -> N
 def test_retries_an_unclear_answer_where_asked_to() -> None:
     settings = {**SETTINGS, "strict_ack": True}
     found = classified(provider, settings, 200, "hello", event(properties=AIID))
-    assert found == Retry("unreadable_answer", "hello")
+    assert found == Retry("unexpected_answer", "hello")
 
 
 def test_waits_as_long_as_it_is_told() -> None:
