@@ -190,9 +190,9 @@ class Drain:
         for number in self._candidates():
             if self.leaving or len(self.shards) >= share:
                 return
-            keys = Keys(number)
-            if await self._take(keys):
-                shard = self.shards[number] = Shard(keys, opening=True)
+            shard = Shard(Keys(number), opening=True)
+            if await self._take(shard):
+                self.shards[number] = shard
                 self._openings.add(opening := asyncio.create_task(self._open(shard)))
                 opening.add_done_callback(self._openings.discard)
 
@@ -200,9 +200,10 @@ class Drain:
         """Whether free shards are free: after the store was away their owners come first."""
         return self._safe() and time.monotonic() >= self.takes_at
 
-    async def _take(self, keys: Keys) -> bool:
+    async def _take(self, shard: Shard) -> bool:
+        keys, until = shard.keys, self.clock.now_ms() + TAKE_MS
         try:
-            return await self.state.take(keys, self.token, self.clock.now_ms() + TAKE_MS)
+            return await self.state.take(keys, self.token, until, shard.committed)
         except ResponseError as error:
             if "WRONGTYPE" not in str(error):
                 raise

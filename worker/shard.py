@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import msgspec
@@ -14,7 +15,7 @@ from worker.state import Commit, Keys
 
 _encode = msgspec.msgpack.Encoder().encode
 _progress = msgspec.msgpack.Decoder(tuple[list[str], list[str]])
-_numbers = count(1)  # of commits: never the same twice under one token
+_numbers = count(1)  # of leases and commits: never the same twice under one token
 
 
 class Entry(msgspec.Struct, eq=False):
@@ -52,7 +53,8 @@ class Shard:
     after: list[Callable[[], None]] = field(default_factory=list)
     progress: dict[bytes, tuple[list[str], list[str]]] = field(default_factory=dict)
     unwritten: "Written | None" = None  # built, and not yet confirmed
-    committed: int = 0  # number of the last commit that is
+    # number of the last commit that is; before there is one, of our lease
+    committed: int = field(default_factory=partial(next, _numbers))
     acked: set[bytes] = field(default_factory=set)  # acknowledged, and not yet committed
     unsure: bool = True  # entries may be ours without our knowing: an answer was lost, or it
     # came for our last lease of this shard, after what was left of that one was taken over

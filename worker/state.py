@@ -218,7 +218,8 @@ return replies
 """
 
 # KEYS: lease, intake, committed. ARGV: token, ms, group, when it is too late (store clock, ms): a
-# question that waited while the store was away must not take what its owner still has.
+# question that waited while the store was away must not take what its owner still has; and its
+# number, as of a commit: one of our last lease that comes late is not written under this one.
 # The group starts at 0: what is there counts.
 _TAKE = """
 local time = redis.call('TIME')
@@ -231,7 +232,10 @@ local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end -- our own is what we lost with an older copy
 redis.call('DEL', KEYS[1]) -- a first write that a full server allows
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-if not holder then redis.pcall('HSET', KEYS[3], 'taker', ARGV[1], 'number', 0) end
+local before = redis.pcall('HMGET', KEYS[3], 'taker', 'number') -- neither where it is spoilt
+if before[1] ~= ARGV[1] or (tonumber(before[2]) or 0) < tonumber(ARGV[5]) then
+  redis.pcall('HSET', KEYS[3], 'taker', ARGV[1], 'number', ARGV[5])
+end
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
 return 1
 """
@@ -377,11 +381,14 @@ class State:
         now, owners = await self._owners(keys=[OWNERS], args=[token, ttl_ms])
         return int(now), [owner.decode() for owner in owners]
 
-    async def take(self, keys: Keys, token: str, until_ms: float) -> bool:
-        """Take the shard's lease if it is free, until then, and see to its group."""
+    async def take(self, keys: Keys, token: str, until_ms: float, number: int = 0) -> bool:
+        """Take the shard's lease if it is free, until then, and see to its group.
+
+        `number` is of the same count as the commits': what is sent under it is sent after it.
+        """
         taken = await self._take(
             keys=[keys.lease, keys.intake, keys.committed],
-            args=[token, LEASE_MS, GROUP, int(until_ms)],
+            args=[token, LEASE_MS, GROUP, int(until_ms), number],
         )
         return bool(taken)
 

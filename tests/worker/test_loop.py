@@ -345,3 +345,30 @@ async def test_a_read_that_comes_when_nobody_waits_for_it_keeps_nothing(
         await pipe.execute()
         await until(lambda: loop.upstream.taken == ["a"])
         await until(lambda: loop.counted_is(delivered=1))
+
+
+async def test_what_is_committed_late_is_not_what_we_took_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another had the shard meanwhile, and did what the commit says."""
+    loop.integration()
+    sent: list[Any] = []
+    async with loop.draining() as drain:
+        commits = drain.state.commit
+
+        async def commit(*of: Any) -> Any:
+            sent.append(of)
+            raise LostConnection("the answer never came")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(drain.state, "commit", commit)
+            await loop.publish("a")
+            await until(lambda: sent)
+            await loop.redis.set(KEYS.lease, "another")
+            await until(lambda: not drain.shards)
+            await loop.redis.xtrim(KEYS.intake, maxlen=0)
+            await loop.redis.hset(KEYS.committed, "taker", "another")
+            await loop.redis.delete(KEYS.lease)
+            await until(lambda: any(shard.reads for shard in drain.shards.values()))
+        await commits(*sent[0])
+        assert not await loop.counted()

@@ -138,6 +138,15 @@ async def test_a_copy_of_a_commit_that_comes_late_is_not_written(state: State, r
     assert await redis.hgetall(KEYS.tally) == {b"a|accepted": b"2"}
 
 
+async def test_what_was_committed_before_a_lease_is_not_written_under_it(redis: Any) -> None:
+    state, entry = State(redis), await redis.xadd(KEYS.intake, {"event": "{}"})
+    assert await state.take(KEYS, "me", NEVER, 5)
+    assert await commit(state, 4, moves(entry)) == []
+    assert len(await commit(state, 6, moves(entry))) == 1
+    assert await state.take(KEYS, "me", NEVER, 5), "asked again, and late"
+    assert await state.renew([(KEYS, 6)], "me") == [True]
+
+
 async def test_a_question_that_comes_late_takes_no_lease(redis: Any) -> None:
     seconds, _ = await redis.time()
     state = State(redis)
