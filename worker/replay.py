@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from sqlalchemy import Connection, Engine
@@ -162,6 +163,7 @@ def _replay_some(
     for (project, integration), bodies in lanes.items():
         keys = Keys(shard_of(project, shards))
         names = [keys.lane(integration), keys.tally, keys.due, keys.grown, keys.journal]
+        names.append(keys.replay(uuid4().hex))
         page = pack(Page(accepted={integration: len(bodies)}))
         redis.eval(REPLAY, len(names), *names, integration, page, *bodies)
     if letters:

@@ -92,6 +92,10 @@ class Keys:
         """Number of the last commit and what it added; who took the lease last, until released."""
         return self._key("committed")
 
+    def replay(self, name: str) -> str:
+        """One replay into a lane: that it was done."""
+        return self._key(f"replay:{name}")
+
     def seen(self, bucket: int) -> str:
         """Event ids of one dedupe window → the entry that has it."""
         return self._key(f"seen:{bucket}")
@@ -256,9 +260,11 @@ if redis.pcall('HGET', KEYS[2], 'taker') == ARGV[1] then redis.call('HDEL', KEYS
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
-# Puts deliveries at the end of a lane from outside the loop, accounted like any other.
-# KEYS: lane, tally, due, grown, journal. ARGV: integration, journal page, event, event …
+# Puts deliveries at the end of a lane from outside the loop, accounted like any other; once, though
+# the client asks again where no answer comes, and a server that hung does all it was asked.
+# KEYS: lane, tally, due, grown, journal, replay. ARGV: integration, journal page, event, event …
 REPLAY = """
+if not redis.call('SET', KEYS[6], '', 'NX', 'EX', 3600) then return end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[i], 't', now) end
@@ -266,7 +272,6 @@ redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|accepted', #ARGV - 2)
 redis.call('ZADD', KEYS[3], 'NX', now, ARGV[1])
 redis.call('HINCRBY', KEYS[4], ARGV[1], #ARGV - 2)
 redis.call('XADD', KEYS[5], '*', 'p', ARGV[2])
-return #ARGV - 2
 """
 
 # Of several shards at once: a call of its own each costs as much as an event.

@@ -133,7 +133,7 @@ class Loop:
 
     async def replay(self, *ids: str) -> None:
         """Put events at the end of a lane, as who replays dead letters does."""
-        names = KEYS.lane(ID), KEYS.tally, KEYS.due, KEYS.grown, KEYS.journal
+        names = KEYS.lane(ID), KEYS.tally, KEYS.due, KEYS.grown, KEYS.journal, KEYS.replay(ids[0])
         page = pack(Page(accepted={ID: len(ids)}))
         await self.redis.eval(REPLAY, len(names), *names, ID, page, *map(body, ids))
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import OperationalError
 
+from tests.faults.proxy import Proxy
 from tests.stack import PROJECT, Stack, eventually
 from worker import replay as module
 from worker.audit import balance
@@ -145,6 +147,24 @@ def test_a_letter_is_sent_once_by_two_replays(redis: Any, engine: Engine, hook: 
     *_, second = replay(redis, engine, SHARDS, ids)
     assert (first.replayed, second.replayed, second.refused) == (1, 0, 1)
     assert redis.xlen(KEYS.lane(hook)) == 1
+
+
+def test_a_letter_is_sent_once_though_the_client_asks_again(
+    redis: Any, engine: Engine, hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [letter(engine, integration_id=hook)]
+    port = redis.connection_pool.connection_kwargs["port"]
+    with Proxy(port) as link, Redis(port=link.port, protocol=2) as client:
+
+        def lose_the_next_answer(_client: Any) -> None:
+            client.ping()
+            link.cut_after = 0
+
+        monkeypatch.setattr(module, "check_room", lose_the_next_answer)
+        *_, last = replay(client, engine, SHARDS, ids)
+    assert (link.accepted, last.replayed) == (2, 1)
+    assert redis.xlen(KEYS.lane(hook)) == 1
+    assert redis.hget(KEYS.tally, f"{hook}|accepted") == b"1"
 
 
 def test_a_crash_before_the_mark_loses_nothing(
