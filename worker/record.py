@@ -21,7 +21,7 @@ from worker import metrics, traces
 from worker.clock import time_of
 from worker.journal import PAGE, Page, Row, unpack
 from worker.registry import all_providers
-from worker.state import Keys
+from worker.state import CARRIED_OUT, Keys
 from worker.store import integrations
 from worker.store.database import reading
 from worker.store.deliveries import last_recorded, record_shards
@@ -243,5 +243,4 @@ def _suspend(redis: Any, engine: Engine, keys: Keys, raw_id: bytes, raw: bytes) 
         slug = integrations.get(connection, integration_id).slug if flipped else ""
     if flipped and slug in all_providers():
         metrics.SUSPENSIONS.labels(slug, wanted.reason).inc()
-    if redis.hget(keys.wanted, raw_id) == raw:
-        redis.hdel(keys.wanted, raw_id)
+    redis.eval(CARRIED_OUT, 1, keys.wanted, raw_id, raw)

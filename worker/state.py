@@ -274,6 +274,12 @@ redis.call('HINCRBY', KEYS[4], ARGV[1], #ARGV - 2)
 redis.call('XADD', KEYS[5], '*', 'p', ARGV[2])
 """
 
+# Drops a wish that was carried out; not a newer one, though it comes late.
+# KEYS: wanted. ARGV: integration, the wish.
+CARRIED_OUT = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+"""
+
 # Of several shards at once: a call of its own each costs as much as an event.
 # KEYS: of each shard this window's ids, the window's before. ARGV: ttl, then of each shard packed
 # lists of the ids and their entries.

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, select
 
+from providers.kit import dump_text
 from worker.journal import PAGE, Page, Row, pack
 from worker.record import record
 from worker.state import Keys
@@ -71,6 +72,30 @@ def test_a_spoilt_journal_keeps_no_other_back(
 
     assert record(events_redis, empty_database, SHARDS) == 2
     assert rows(empty_database) == 2
+
+
+def test_a_suspension_that_is_wanted_outlives_the_end_of_the_last(
+    events_redis: Any, empty_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes late of it, as what a link held while it was away does."""
+    wish = {"epoch": 1, "reason": "refused", "message": "401", "at": 1_767_225_600_000}
+    first, second = dump_text(wish), dump_text(wish | {"epoch": 3})
+    writes, late = events_redis.execute_command, list[Any]()
+
+    def execute(*command: Any, **options: Any) -> Any:
+        if command[0] in {"HDEL", "EVAL"}:
+            late.append(command)
+        return writes(*command, **options)
+
+    events_redis.hset(Keys(0).wanted, "c9VdLs3H", first)
+    with monkeypatch.context() as patch:
+        patch.setattr(events_redis, "execute_command", execute)
+        record(events_redis, empty_database, SHARDS)
+    assert not events_redis.exists(Keys(0).wanted)
+    events_redis.hset(Keys(0).wanted, "c9VdLs3H", second)
+    for command in late:
+        writes(*command)
+    assert events_redis.hget(Keys(0).wanted, "c9VdLs3H") == second.encode()
 
 
 def test_who_records_is_told_of_each_transaction_and_when_it_is_the_last(
