@@ -47,16 +47,21 @@ def pack_tried(delivery: Delivery) -> bytes:
 
 
 async def load(redis: Any, pipeline: Pipeline) -> None:
-    """Read from Redis how a pipeline stands that somebody else drained before."""
+    """Read from Redis how a pipeline stands that somebody else drained before; write nothing.
+
+    What comes late of it, when another has the shard, must not hide from that one what has grown.
+    """
     keys, integration = pipeline.shard.keys, pipeline.integration
     async with redis.pipeline(transaction=True) as pipe:
-        pipe.hdel(keys.grown, integration.id)  # it is in the length
+        pipe.hget(keys.grown, integration.id)
         pipe.xlen(keys.lane(integration.id))
         pipe.hgetall(keys.tries(integration.id))
         pipe.hgetall(keys.pipe(integration.id, integration.epoch))
         pipe.zscore(keys.due, integration.id)
-        _, length, tries, state, due = await pipe.execute()
+        grown, length, tries, state, due = await pipe.execute()
     pipeline.lane_len = length
+    if count := int(grown or 0):  # it is in the length
+        pipeline.shard.notice(integration.id.encode(), count)
     pipeline.due = due or 0
     for lane_id, raw in tries.items():
         if lane_id == b"batch":

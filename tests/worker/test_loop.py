@@ -12,7 +12,10 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from providers.kit import Delivered, Limits, Partial, Retry, TokenSource
 from tests.worker.looped import ID, KEYS, Loop, body, until
+from worker import lane
+from worker.pipeline import Pipeline
 from worker.settings import load_settings
+from worker.shard import Shard
 from worker.state import GROUP, UNSHARDED
 
 pytestmark = pytest.mark.processes
@@ -181,6 +184,30 @@ async def test_what_is_replayed_is_sent_though_the_word_of_it_got_lost(
         await until(lambda: loop.upstream.taken == ["a", "b"])
         await until(lambda: loop.waiting_is(0))
         assert lost
+        assert loop.pipeline.lane_len == 0
+
+
+async def test_what_is_replayed_is_sent_though_a_look_at_its_lane_comes_late(loop: Loop) -> None:
+    """As of who took the shard over before us, or of our own that was repeated."""
+    loop.integration()
+    async with loop.draining() as drain:
+        await until(lambda: any(shard.reads for shard in drain.shards.values()))
+        await loop.replay("a")
+        other = Pipeline(loop.directory.known[ID], Shard(KEYS))
+        await lane.load(loop.redis, other)
+        assert other.lane_len == 1
+        await until(lambda: loop.upstream.taken == ["a"])
+
+
+async def test_what_grew_before_a_shard_is_taken_over_counts_once(loop: Loop) -> None:
+    loop.integration()
+    await loop.replay("a", "b")
+    async with loop.draining():
+        await until(lambda: loop.upstream.taken == ["a", "b"])
+        await until(lambda: loop.waiting_is(0))
+        await loop.replay("c")
+        await until(lambda: loop.upstream.taken == ["a", "b", "c"])
+        await until(lambda: loop.waiting_is(0))
         assert loop.pipeline.lane_len == 0
 
 
