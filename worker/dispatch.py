@@ -25,7 +25,7 @@ from providers.kit import (
 from worker import lane, traces
 from worker.agenda import Agenda, Jobs
 from worker.attempt import Came, Report, all_delivered
-from worker.clock import StoreClock
+from worker.clock import StoreClock, accepted_at
 from worker.directory import Directory, Integration
 from worker.pipeline import FIRST_RAMP, Delivery, Landed, Pipeline
 from worker.posts import Posts, interrupted
@@ -142,7 +142,7 @@ class Dispatcher:
         for pipeline in list(self._active):
             if not pipeline.size or pipeline.shard.queued < self.room:
                 continue
-            if pipeline.shard.read_to < lags or pipeline.first.since < late:
+            if accepted_at(pipeline.shard.read_to) < lags or pipeline.first.since < late:
                 self.queue_to_lane(pipeline)
 
     def queue_to_lane(self, pipeline: Pipeline) -> None:

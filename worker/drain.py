@@ -191,7 +191,8 @@ class Drain:
             if self.leaving or len(self.shards) >= share:
                 return
             shard = Shard(Keys(number), opening=True)
-            if await self._take(shard):
+            if taken := await self._take(shard):
+                shard.lapsed = taken == "lapsed"
                 self.shards[number] = shard
                 self._openings.add(opening := asyncio.create_task(self._open(shard)))
                 opening.add_done_callback(self._openings.discard)
@@ -200,7 +201,7 @@ class Drain:
         """Whether free shards are free: after the store was away their owners come first."""
         return self._safe() and time.monotonic() >= self.takes_at
 
-    async def _take(self, shard: Shard) -> bool:
+    async def _take(self, shard: Shard) -> str:
         keys, until = shard.keys, self.clock.now_ms() + TAKE_MS
         try:
             return await self.state.take(keys, self.token, until, shard.committed)
@@ -208,7 +209,7 @@ class Drain:
             if "WRONGTYPE" not in str(error):
                 raise
             log.error("Shard %d cannot be drained: %s", keys.shard, error)  # noqa: TRY400  no bug
-            return False
+            return ""
 
     def _candidates(self) -> list[int]:
         start = hash(self.token) % self.settings.shards

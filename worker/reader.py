@@ -15,7 +15,6 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from providers.kit.decode import InvalidEvent, decode
-from worker.clock import accepted_at
 from worker.committer import Committer
 from worker.router import Looked, Router
 from worker.shard import Shard, queued
@@ -31,6 +30,7 @@ BLOCK_MS = 500
 SOON_MS = 5  # while memory is full
 GATHER_SECONDS = 0.003  # from one read to the next: an event that is read by itself costs thrice
 LARGEST_REREAD = 20_000
+WARY_SECONDS = 120.0  # after trouble: so long a link that was away may hold what was sent into it
 
 
 class Reader:
@@ -50,6 +50,7 @@ class Reader:
         self._next = 0.0  # read, at the earliest (monotonic)
         self.reading: Sequence[Shard] = ()  # by the read in flight
         self._ahead: asyncio.Task[Looked] | None = None  # what is routed next
+        self._wary_until = 0.0  # (monotonic) of what reads that nobody waits for may take
         self._fruitful = self.count  # streams that had something to read, lately
 
     async def turn(self, shards: Mapping[int, Shard]) -> None:
@@ -66,12 +67,21 @@ class Reader:
             await self.router.route(looked)
         except RedisError as error:
             log.warning("The intake could not be read (%s); trying again", error)
+            self.beware()
             for shard in shards.values():
                 shard.unsure = True
             if "NOGROUP" in str(error) or "WRONGTYPE" in str(error):
                 with suppress(RedisError):
                     await self._mend(shards)
             await asyncio.sleep(0.2)
+
+    def beware(self) -> None:
+        """Look for a while for what a read that comes late took from between ours.
+
+        Whoever asked is gone or waits no more, so it is found in seconds at the latest; but what
+        comes after it would have overtaken it.
+        """
+        self._wary_until = time.monotonic() + WARY_SECONDS
 
     async def finish(self, seconds: float) -> None:
         """Take in what was read ahead, if it comes within this time: nothing more is read."""
@@ -112,15 +122,27 @@ class Reader:
             self._fruitful = max(len(arrived), self._fruitful // 2, LEAST_FRUITFUL)
         else:  # all was read: soon there may be a burst in every stream
             self._fruitful = min(self._fruitful * 2, self.count)
+        wary = time.monotonic() < self._wary_until
         if unsharded := arrived.pop(UNSHARDED.encode(), None):
-            await self._spread(unsharded)
+            await (self.reclaim_unsharded() if wary else self._spread(unsharded))
         kept = [(names[name], entries) for name, entries in arrived.items()]
+        if wary:
+            await self._fill_gaps(kept)
         for shard, entries in kept:
-            shard.read_to = accepted_at(entries[-1][0])
+            shard.read_to = entries[-1][0]
         kept.sort(key=lambda read: len(read[1]))  # who sends much waits for who sends little
         return await self.router.look(
             [(shard, entries) for shard, entries in kept if not shard.lost]
         )
+
+    async def _fill_gaps(self, read: Sequence[tuple[Shard, list[Any]]]) -> None:
+        """Put before what was read of each shard what else is there since its last read."""
+        async with self.state.redis.pipeline(transaction=False) as pipe:
+            for shard, entries in read:
+                pipe.xrange(shard.intake, b"(" + shard.read_to, b"(" + entries[0][0])
+            gaps = await pipe.execute()
+        for (_, entries), gap in zip(read, gaps, strict=True):
+            entries[:0] = gap  # what we know of it is passed over
 
     def _with_room(self, held: Mapping[int, Shard]) -> list[Shard]:
         """Return the shards to read: where memory is full, those with less than their share of it.

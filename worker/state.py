@@ -227,13 +227,13 @@ return replies
 # The group starts at 0: what is there counts.
 _TAKE = """
 local time = redis.call('TIME')
-if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[4]) then return 0 end
+if time[1] * 1000 + time[2] / 1000 > tonumber(ARGV[4]) then return false end
 local is = redis.call('TYPE', KEYS[2]).ok
 if is ~= 'stream' and is ~= 'none' then
   return redis.error_reply('WRONGTYPE ' .. KEYS[2] .. ' is a ' .. is .. ', not a stream')
 end
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end -- our own is what we lost with an older copy
+if holder and holder ~= ARGV[1] then return false end -- our own is what we lost with an older copy
 redis.call('DEL', KEYS[1]) -- a first write that a full server allows
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local before = redis.pcall('HMGET', KEYS[3], 'taker', 'number') -- neither where it is spoilt
@@ -241,7 +241,7 @@ if before[1] ~= ARGV[1] or (tonumber(before[2]) or 0) < tonumber(ARGV[5]) then
   redis.pcall('HSET', KEYS[3], 'taker', ARGV[1], 'number', ARGV[5])
 end
 redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
-return 1
+return before[1] and before[1] ~= ARGV[1] and 'lapsed' or 'free'
 """
 
 # KEYS: of each shard lease, committed. ARGV, behind those of the lease: of each `known`.
@@ -392,16 +392,17 @@ class State:
         now, owners = await self._owners(keys=[OWNERS], args=[token, ttl_ms])
         return int(now), [owner.decode() for owner in owners]
 
-    async def take(self, keys: Keys, token: str, until_ms: float, number: int = 0) -> bool:
+    async def take(self, keys: Keys, token: str, until_ms: float, number: int = 0) -> str:
         """Take the shard's lease if it is free, until then, and see to its group.
 
         `number` is of the same count as the commits': what is sent under it is sent after it.
+        Returns "lapsed" where its last owner did not give it back, else "free"; "" if it is taken.
         """
         taken = await self._take(
             keys=[keys.lease, keys.intake, keys.committed],
             args=[token, LEASE_MS, GROUP, int(until_ms), number],
         )
-        return bool(taken)
+        return taken.decode() if taken else ""
 
     async def read(
         self, streams: Sequence[bytes], token: str, count: int, block_ms: int

@@ -42,6 +42,8 @@ class Takeover:
 
     async def run(self, shard: Shard) -> None:
         """Take in the shard's lanes, then what its last owner left unfinished."""
+        if shard.lapsed:
+            self.reader.beware()
         await self._load(shard)
         await self._reclaim(shard)
 
@@ -172,6 +174,7 @@ class Takeover:
             if entries:
                 await self.router.hear()
                 ids = [entry_id for entry_id, _ in entries]
+                shard.read_to = ids[-1]
                 pending = await redis.xpending_range(
                     keys.intake,
                     GROUP,

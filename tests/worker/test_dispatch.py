@@ -234,7 +234,7 @@ def test_where_memory_is_full_what_keeps_its_shard_from_being_read_goes_to_its_l
     dispatcher: Dispatcher, room: int, waited: float, lag_ms: int, left: int
 ) -> None:
     slow = queued(time.monotonic() - waited)
-    slow.shard.read_to = int(dispatcher.clock.now_ms()) - lag_ms
+    slow.shard.read_to = b"%d-0" % (dispatcher.clock.now_ms() - lag_ms)
     dispatcher._active.add(slow)
     dispatcher.room = room
     dispatcher.relieve()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -372,6 +373,33 @@ async def test_a_read_that_comes_when_nobody_waits_for_it_keeps_nothing(
         await pipe.execute()
         await until(lambda: loop.upstream.taken == ["a"])
         await until(lambda: loop.counted_is(delivered=1))
+
+
+@pytest.mark.parametrize("intake", [KEYS.intake, UNSHARDED])
+@pytest.mark.parametrize("ours", [True, False])
+async def test_what_a_read_that_comes_late_takes_is_not_overtaken(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, intake: str, ours: bool
+) -> None:
+    """One of our own whose answer never came, or of the shard's last owner."""
+    loop.integration()
+    if not ours:
+        await loop.redis.hset(KEYS.committed, mapping={"taker": "another", "number": 1})
+    async with loop.draining() as drain:
+        await until(lambda: drain.shards and not drain.shards[0].unsure)
+        failed = AsyncMock(side_effect=LostConnection("the answer never came"))
+        with monkeypatch.context() as patched:
+            if ours:
+                patched.setattr(drain.state, "read", failed)
+                await until(lambda: failed.called)
+        await until(lambda: not drain.shards[0].unsure)
+        async with loop.redis.pipeline(transaction=True) as pipe:
+            pipe.xadd(intake, {"event": body("a", "u")})
+            pipe.xreadgroup(GROUP, drain.token if ours else "another", {intake: ">"})
+            await pipe.execute()
+        await loop.redis.xadd(intake, {"event": body("b", "u")})
+        await until(lambda: len(loop.upstream.taken) == 2)
+        assert loop.upstream.taken == ["a", "b"]
+        await until(lambda: loop.counted_is(delivered=2))
 
 
 async def test_what_is_committed_late_is_not_what_we_took_again(
