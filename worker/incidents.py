@@ -83,7 +83,7 @@ async def note_well(redis: Any, fares: Mapping[str, Mapping[str, Fare]]) -> None
 
 
 def tell(redis: Any, engine: Engine, slugs: Sequence[str]) -> None:
-    """Open and close incidents, each with one notice; of several who look, one tells.
+    """Open and close incidents, each with a notice; keepers do it in turn.
 
     Needs the database for a change: without it nothing changes, and the next look tells.
     """
@@ -108,8 +108,7 @@ def tell(redis: Any, engine: Engine, slugs: Sequence[str]) -> None:
 
 
 def _notice(engine: Engine, kind: str, payload: dict[str, Any], change: Callable[[], int]) -> None:
-    """Write a notice and then make the change it tells of; neither where another made it first."""
-    with engine.connect() as connection, connection.begin() as transaction:
+    """Write a notice, then make the change it tells of: where that fails, it is told once more."""
+    with engine.begin() as connection:
         notifications.add(connection, kind, payload)
-        if not change():
-            transaction.rollback()
+    change()

@@ -271,6 +271,22 @@ def test_an_incident_is_told_once_and_its_end_once(
     assert value("onward_provider_incident", provider="adjust") == 0
 
 
+def test_an_incident_is_told_though_the_client_asks_again(
+    redis: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where no answer comes: the second says that nothing was changed."""
+    fare_all(redis, failing=5, well=5)
+    once = redis.hset
+
+    def twice(*of: Any) -> Any:
+        once(*of)
+        return once(*of)
+
+    monkeypatch.setattr(redis, "hset", twice)
+    incidents.tell(redis, engine, ["adjust"])
+    assert told(engine) == ["provider.incident"]
+
+
 def test_few_projects_are_no_incident(redis: Any, engine: Engine) -> None:
     fare_all(redis, failing=4, well=0)
     incidents.tell(redis, engine, ["adjust"])
