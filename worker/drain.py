@@ -237,7 +237,7 @@ class Drain:
                 shard.keys.shard, error, exc_info=not known,
             )  # fmt: skip
             with suppress(RedisError):
-                await self.state.release(shard.keys, self.token)
+                await self.state.release(shard.keys, self.token, shard.committed)
             self._lost(shard)  # not before: it could be taken again, and that lease be released
             return
         shard.opening = False
@@ -337,4 +337,4 @@ class Drain:
         shard.lost = True
         self.shards.pop(keys.shard, None)
         self.dispatcher.forget(shard)
-        await self.state.release(keys, self.token)
+        await self.state.release(keys, self.token, shard.committed)

@@ -190,7 +190,7 @@ class Reader:
             try:
                 await self.state.ensure_group(shard.keys.intake)
             except ResponseError:
-                await self.state.release(shard.keys, self.token)
+                await self.state.release(shard.keys, self.token, shard.committed)
                 self.lost(shard)
         await self.state.ensure_group(UNSHARDED)
 

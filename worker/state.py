@@ -255,7 +255,10 @@ end
 return kept
 """
 
+# KEYS: lease, committed. ARGV: token, number of the last commit that is: where a later one is ours,
+# we took the lease again since.
 _RELEASE = """
+if (tonumber(redis.pcall('HGET', KEYS[2], 'number')) or 0) > tonumber(ARGV[2]) then return end
 if redis.pcall('HGET', KEYS[2], 'taker') == ARGV[1] then redis.call('HDEL', KEYS[2], 'taker') end
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
@@ -485,9 +488,9 @@ class State:
         kept = await self._run(self._renewing, self._renew, names, [token, LEASE_MS, *known])
         return [bool(still) for still in kept]
 
-    async def release(self, keys: Keys, token: str) -> None:
-        """Give the lease up, if it is still ours."""
-        await self._release(keys=[keys.lease, keys.committed], args=[token])
+    async def release(self, keys: Keys, token: str, committed: int) -> None:
+        """Give the lease up, if it is still ours, and the one with this last commit."""
+        await self._release(keys=[keys.lease, keys.committed], args=[token, committed])
 
     async def commit(
         self, token: str, commits: Sequence[tuple[Keys, int, int, Commit]]

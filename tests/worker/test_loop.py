@@ -427,3 +427,23 @@ async def test_what_is_committed_late_is_not_what_we_took_again(
             await until(lambda: any(shard.reads for shard in drain.shards.values()))
         await commits(*sent[0])
         assert not await loop.counted()
+
+
+async def test_what_is_given_up_late_is_not_what_we_took_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration()
+    async with loop.draining() as drain:
+        await until(lambda: any(shard.reads for shard in drain.shards.values()))
+        releases, sent = drain.state.release, list[Any]()
+
+        async def release(*of: Any) -> None:
+            sent.append(of)
+            await releases(*of)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(drain.state, "release", release)
+            drain.shards[0].leave(0.0)
+            await until(lambda: sent and drain.shards)
+        await releases(*sent[0])
+        assert await loop.redis.get(KEYS.lease) == drain.token.encode()

@@ -155,9 +155,9 @@ async def test_a_question_that_comes_late_takes_no_lease(redis: Any) -> None:
 
 
 async def test_a_lease_that_was_given_up_stays_given_up(state: State, redis: Any) -> None:
-    await state.release(KEYS, "another")
+    await state.release(KEYS, "another", 0)
     assert await redis.get(KEYS.lease) == b"me"
-    await state.release(KEYS, "me")
+    await state.release(KEYS, "me", 0)
     assert await state.renew([(KEYS, 0)], "me") == [False]
     assert not await redis.exists(KEYS.lease)
 
