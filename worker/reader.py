@@ -126,7 +126,7 @@ class Reader:
         if unsharded := arrived.pop(UNSHARDED.encode(), None):
             await (self.reclaim_unsharded() if wary else self._spread(unsharded))
         kept = [(names[name], entries) for name, entries in arrived.items()]
-        if wary:
+        if wary and kept:
             await self._fill_gaps(kept)
         for shard, entries in kept:
             shard.read_to = entries[-1][0]
@@ -137,12 +137,12 @@ class Reader:
 
     async def _fill_gaps(self, read: Sequence[tuple[Shard, list[Any]]]) -> None:
         """Put before what was read of each shard what else is there since its last read."""
-        async with self.state.redis.pipeline(transaction=False) as pipe:
+        # no acknowledgement between the question and its answer: what ended meanwhile seems new
+        async with self.committer.busy, self.state.redis.pipeline(transaction=False) as pipe:
             for shard, entries in read:
                 pipe.xrange(shard.intake, b"(" + shard.read_to, b"(" + entries[0][0])
-            gaps = await pipe.execute()
-        for (_, entries), gap in zip(read, gaps, strict=True):
-            entries[:0] = gap  # what we know of it is passed over
+            for (shard, entries), gap in zip(read, await pipe.execute(), strict=True):
+                entries[:0] = [entry for entry in gap if not shard.knows(entry[0])]
 
     def _with_room(self, held: Mapping[int, Shard]) -> list[Shard]:
         """Return the shards to read: where memory is full, those with less than their share of it.

@@ -58,15 +58,12 @@ class Takeover:
             if self.token in readers and not shard.knows(first):  # or it is on its way to us
                 shard.unsure = True
             for other in readers - {self.token}:
-                try:
-                    await self._adopt(shard, other)
-                except RedisError:
-                    shard.unsure = True  # what was claimed is ours, and not in hand
-                    raise
+                await self._adopt(shard, other)
             if shard.keys.shard == 0:
                 await self.reader.reclaim_unsharded()
 
     async def _adopt(self, shard: Shard, other: str) -> None:
+        """Make ours what another has read: the reader takes in hand what it does not have yet."""
         redis, intake = self.state.redis, shard.keys.intake
         while shard.reads and (
             found := await redis.xpending_range(
@@ -74,9 +71,10 @@ class Takeover:
             )
         ):
             ids = [p["message_id"] for p in found]
-            entries = await redis.xclaim(intake, GROUP, self.token, 0, ids)
-            await self.router.hear()
-            await self.router.accept([(shard, entries)])
+            try:
+                await redis.xclaim(intake, GROUP, self.token, 0, ids, justid=True)
+            finally:
+                shard.unsure = True
 
     async def notice(self, shards: Sequence[Shard]) -> None:
         """Wake the lanes that grew from outside: replayed dead letters.

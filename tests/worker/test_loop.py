@@ -402,6 +402,49 @@ async def test_what_a_read_that_comes_late_takes_is_not_overtaken(
         await until(lambda: loop.counted_is(delivered=2))
 
 
+async def test_what_ends_while_a_late_read_is_looked_for_is_not_sent_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration()
+    loop.upstream.gate.clear()
+    async with loop.draining() as drain:
+        await until(lambda: drain.shards and not drain.shards[0].unsure)
+        reads, pipelines = drain.state.read, drain.state.redis.pipeline
+        asked = asyncio.Event()
+
+        async def read(*of: Any) -> Any:
+            asked.set()
+            answer = await reads(*of)
+            if answer[0]:
+                monkeypatch.setattr(drain.state, "read", reads)
+                raise LostConnection("the answer never came")
+            return answer
+
+        def pipeline(**more: Any) -> Any:
+            pipe = pipelines(**more)
+            executes = pipe.execute
+
+            async def execute(**more: Any) -> Any:
+                answers = await executes(**more)
+                await asyncio.sleep(0.5)
+                return answers
+
+            pipe.execute = execute
+            return pipe
+
+        monkeypatch.setattr(drain.state, "read", read)
+        await asked.wait()
+        await loop.publish("a")
+        await until(lambda: loop.upstream.asked == [["a"]])
+        monkeypatch.setattr(drain.state.redis, "pipeline", pipeline)
+        await loop.publish("b")
+        await asyncio.sleep(0.2)
+        loop.upstream.gate.set()
+        await until(lambda: loop.counted_is(delivered=2))
+        await until(lambda: "b" in loop.upstream.taken)
+        assert loop.upstream.asked == [["a"], ["b"]]
+
+
 async def test_what_is_committed_late_is_not_what_we_took_again(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

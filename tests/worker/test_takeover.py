@@ -76,7 +76,7 @@ class Claimed:
     async def xpending_range(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
         return [{"message_id": b"1-1"}]
 
-    async def xclaim(self, *_: Any) -> list[Any]:
+    async def xclaim(self, *_: Any, **__: Any) -> list[Any]:
         raise LostConnection("gone")
 
 
