@@ -330,6 +330,9 @@ class Dispatcher:
     def _read_lane(self, pipeline: Pipeline) -> None:
         if pipeline.reading or pipeline.placing:
             return
+        if pipeline.noticing:  # until that is there, what is new is not known
+            self.agenda.look(pipeline, self.clock.now_ms())
+            return
         pipeline.reading = True
         self.jobs.start(self._read(pipeline))
 

@@ -118,14 +118,22 @@ async def _page(
 ) -> tuple[list[_Read], list[tuple[_Read, bytes | None]]]:
     """Return the next entries of the lane, and those not in memory with what is kept of them.
 
-    None of these where some may be in flight: those that were sent and are being put there.
+    None of these where some may be in flight: those that were sent and are being put there. What
+    was put there from outside is noticed with it: settled first, it would leave the lane, and that
+    would seem empty before what stands behind it was read.
     """
     keys, integration = pipeline.shard.keys, pipeline.integration
     until = pipeline.batch[0] if pipeline.batch else b"+"
     with pipeline.looking():
-        entries: list[_Read] = await redis.xrange(
-            keys.lane(integration.id), min=pipeline.cursor, max=until, count=count
-        )
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.hget(keys.grown, integration.id)
+            pipe.xrange(keys.lane(integration.id), min=pipeline.cursor, max=until, count=count)
+            grown, entries = await pipe.execute()
+        if pipeline.noticing:  # meanwhile, and perhaps not all of it
+            return [], []
+        if new := int(grown or 0):
+            pipeline.shard.notice(integration.id.encode(), new)
+            pipeline.lane_len += new
         found = [entry for entry in entries if entry[0] not in pipeline.live]
         if pipeline.placing or not found:
             return entries, []

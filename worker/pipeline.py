@@ -143,6 +143,11 @@ class Pipeline:
         return integration.active == 2 or self.suspended_epoch == integration.epoch
 
     @property
+    def noticing(self) -> bool:
+        """Whether the next commit notes what was put into its lane from outside."""
+        return self.integration.id.encode() in self.shard.noticed
+
+    @property
     def idle(self) -> bool:
         """Whether nothing of it is in memory."""
         return not (self.flying or self.size or self.buffer)

@@ -89,6 +89,8 @@ class Takeover:
                 integration = await self._find(raw.decode(), began)
                 if shard.lost:
                     break
+                if raw in shard.noticed:  # meanwhile, with the lane's entries
+                    continue
                 pipeline = self.dispatcher.pipelines.get(raw.decode())
                 if integration is not None:
                     pipeline = self.dispatcher.pipeline_of(shard, integration)

@@ -1,6 +1,8 @@
 """Reading a lane while it changes: what was put there or let go meanwhile is read again."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -26,11 +28,22 @@ class Changing:
         self.meanwhile = meanwhile
         self.before = before
 
-    async def xrange(self, *_: Any, **how: Any) -> list[Any]:
+    @asynccontextmanager
+    async def pipeline(self, **_: Any) -> AsyncIterator["Changing"]:
+        yield self
+
+    def hget(self, *_: Any) -> None:
+        """Nothing has grown."""
+
+    def xrange(self, *_: Any, **how: Any) -> asyncio.Future[list[Any]]:
         self.before()
-        if how["min"] != b"-":
-            return []
-        return [(b"1-0", {b"e": EVENT, b"t": b"1767350431000"})]
+        there = [(b"1-0", {b"e": EVENT, b"t": b"1767350431000"})] if how["min"] == b"-" else []
+        self.found = asyncio.get_running_loop().create_future()
+        self.found.set_result(there)
+        return self.found
+
+    async def execute(self) -> list[Any]:
+        return [None, await self.found]
 
     async def hmget(self, *_: Any) -> list[None]:
         self.meanwhile()
@@ -49,6 +62,7 @@ class _Limits:
 
 class _Shard:
     keys = Keys(0)
+    noticed: frozenset[bytes] = frozenset()
 
 
 @pytest.mark.parametrize(

@@ -490,3 +490,26 @@ async def test_what_is_given_up_late_is_not_what_we_took_again(
             await until(lambda: sent and drain.shards)
         await releases(*sent[0])
         assert await loop.redis.get(KEYS.lease) == drain.token.encode()
+
+
+async def test_what_is_replayed_hides_nothing_that_came_after_it(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left the lane before it was counted there, and later events of a user went first."""
+    monkeypatch.setattr("worker.drain.NOTICE_SECONDS", 1_000)
+    loop.integration(limits=SMALL)
+    loop.upstream.says = lambda _ids: 500
+    again = [f"r{number}" for number in range(lane.PAGE + 1)]
+    await loop.publish("a", user="u")
+    async with loop.draining():
+        await until(lambda: loop.waiting_is(1))
+        await loop.replay(*again)
+        await loop.publish("b", user="u")
+        await until(lambda: loop.waiting_is(len(again) + 2))
+        loop.upstream.says = lambda _ids: 200
+        await until(lambda: again[10] in loop.upstream.taken)
+        await loop.publish("c", user="u")
+        await until(lambda: "c" in loop.upstream.taken)
+        await until(lambda: loop.waiting_is(0))
+    assert [id_ for id_ in loop.upstream.taken if id_ in "abc"] == ["a", "b", "c"]
+    assert sorted(loop.upstream.taken) == sorted(["a", "b", "c", *again])
