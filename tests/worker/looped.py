@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 from redis.asyncio import Redis
 
 from providers.kit import Event, Limits, Plan, Request, Response, Settings, Verdict, by_status, dump
 from tests.worker.bare import bare_provider
+from worker.connection import losable
 from worker.directory import Integration
 from worker.drain import Drain
 from worker.journal import Page, pack
@@ -21,7 +23,8 @@ from worker.mask import Mask
 from worker.pipeline import Pipeline
 from worker.policy import policy_of
 from worker.settings import WorkerSettings
-from worker.state import REPLAY, Keys, State
+from worker.state import REPLAY, Keys, State, shard_of
+from worker.transport import TransportError
 
 KEYS = Keys(0)
 ID = "c9VdLs3H"
@@ -56,11 +59,17 @@ class Upstream:
         self.asked.append(ids)
         await self.gate.wait()
         said = self.says(ids)
+        if isinstance(said, int) and said < 300:
+            self.taken += ids
+        return self.answer(said)
+
+    def answer(self, said: Any) -> Response:
+        """Return the answer that says a status or a verdict; raise what is no answer."""
+        if isinstance(said, TransportError):
+            raise said
         if isinstance(said, int):
-            if said < 300:
-                self.taken += ids
             return Response(status=said, body=b"")
-        self.verdicts[number := len(self.asked)] = said
+        self.verdicts[number := len(self.verdicts)] = said
         return Response(status=200, body=str(number).encode())
 
     def classify(self, request: Request, response: Response, settings: Settings) -> Verdict:
@@ -83,8 +92,8 @@ class Configured:
     def get(self, integration_id: str) -> Integration | None:
         return self.known.get(integration_id)
 
-    def targets(self, _project: str, _platform: str) -> tuple[Integration, ...]:
-        return tuple(one for one in self.known.values() if one.active)
+    def targets(self, project: str, _platform: str) -> tuple[Integration, ...]:
+        return tuple(one for one in self.known.values() if one.active and one.project_id == project)
 
     def ask(self) -> None:
         """Know all there is to know already."""
@@ -99,6 +108,33 @@ class Configured:
         before = self.known[integration_id]
         now = before.updated_at + timedelta(seconds=1)
         self.set(replace(before, **{"updated_at": now, **to}))
+
+    def delete(self, integration_id: str = ID) -> None:
+        """Know an integration no more."""
+        del self.known[integration_id]
+        self.taken_at = time.monotonic()
+
+
+@dataclass
+class Worker:
+    """Who drains, in the background."""
+
+    drain: Drain
+    state: State
+    slice: "asyncio.Task[None]" = field(init=False)
+    over: bool = False
+
+    async def begin(self) -> None:
+        """Take shards and drain them."""
+        await self.drain.open()
+        self.slice = asyncio.create_task(self.drain.slice(lambda: self.over))
+
+    async def leave(self) -> None:
+        """End as a process does that is told to."""
+        self.over = True
+        await self.slice
+        await self.drain.leave()
+        await self.state.redis.aclose()
 
 
 @dataclass
@@ -126,34 +162,42 @@ class Loop:
         }  # fmt: skip
         self.directory.set(Integration(**{**given, **more}))
 
-    async def publish(self, *ids: str, user: str = "") -> None:
+    async def publish(self, *ids: str, user: str = "", project: str = "p") -> None:
         """Put events into the intake."""
+        intake = Keys(shard_of(project, self.settings.shards)).intake
         for id_ in ids:
-            await self.redis.xadd(KEYS.intake, {"event": body(id_, user)})
+            await self.redis.xadd(intake, {"event": body(id_, user, project)})
 
     async def replay(self, *ids: str) -> None:
         """Put events at the end of a lane, as who replays dead letters does."""
-        names = KEYS.lane(ID), KEYS.tally, KEYS.due, KEYS.grown, KEYS.journal, KEYS.replay(ids[0])
-        page = pack(Page(accepted={ID: len(ids)}))
-        await self.redis.eval(REPLAY, len(names), *names, ID, page, *map(body, ids))
+        await self.put(ID, *map(body, ids))
+
+    async def put(self, id_: str, *bodies: str | bytes) -> None:
+        """Put these at the end of an integration's lane."""
+        project = self.directory.known[id_].project_id if id_ in self.directory.known else "p"
+        keys = Keys(shard_of(project, self.settings.shards))
+        names = [keys.lane(id_), keys.tally, keys.due, keys.grown, keys.journal]
+        names.append(keys.replay(uuid4().hex))
+        page = pack(Page(accepted={id_: len(bodies)}))
+        await self.redis.eval(REPLAY, len(names), *names, id_, page, *bodies)
+
+    def worker(self, **connection: Any) -> Worker:
+        """Make one that does not drain yet."""
+        directory: Any = self.directory
+        upstream: Any = self.upstream
+        state = State(losable(Redis.from_url(self.settings.redis_url, protocol=2, **connection)))
+        return Worker(Drain(self.settings, directory, upstream, state, lambda: False), state)
 
     @asynccontextmanager
     async def draining(self) -> AsyncIterator[Drain]:
         """Drain in the background, and leave at the end."""
-        directory: Any = self.directory
-        upstream: Any = self.upstream
-        state = State(Redis.from_url(self.settings.redis_url, protocol=2))
-        drain = self.drain = Drain(self.settings, directory, upstream, state, lambda: False)
-        over = False
-        await drain.open()
-        slice_ = asyncio.create_task(drain.slice(lambda: over))
+        worker = self.worker()
+        self.drain = worker.drain
+        await worker.begin()
         try:
-            yield drain
+            yield worker.drain
         finally:
-            over = True
-            await slice_
-            await drain.leave()
-            await state.redis.aclose()
+            await worker.leave()
 
     @property
     def pipeline(self) -> Pipeline:
@@ -186,10 +230,10 @@ class Loop:
         return await self.waiting() == count
 
 
-def body(id_: str, user: str = "") -> str:
+def body(id_: str, user: str = "", project: str = "p") -> str:
     """Return an event."""
     event = {
-        "id": id_, "project_id": "p", "event_name": "trial_started", "platform": "iOS",
+        "id": id_, "project_id": project, "event_name": "trial_started", "platform": "iOS",
         "environment": "production", "time": int(time.time()),
     }  # fmt: skip
     return json.dumps(event | ({"user_id": user} if user else {}))
