@@ -145,6 +145,7 @@ class Takeover:
         while entries := await self.state.redis.xrange(name, min=cursor, count=1000):
             cursor = b"(" + entries[-1][0]
             self._expire(shard, integration_id, entries)
+        shard.commands.append(("HDEL", keys.tries(integration_id), "batch"))
         shard.commands.append(("EMPTIED", name, keys.due, integration_id))
         shard.commands.append(("HDEL", keys.wanted, integration_id))
         shard.notice(integration_id.encode())

@@ -71,6 +71,22 @@ async def test_of_a_batch_that_is_let_go_no_mark_is_left(loop: Loop) -> None:
     assert not await loop.redis.hgetall(KEYS.tries(ID))
 
 
+async def test_of_a_batch_whose_integration_is_deleted_while_nobody_drains_no_mark_is_left(
+    loop: Loop,
+) -> None:
+    loop.integration(limits=BUCKET)
+    loop.upstream.says = lambda _ids: 500
+    await loop.publish("a", "b")
+    async with loop.draining():
+        await until(lambda: loop.upstream.asked)
+        await until(lambda: not loop.pipeline.closed)
+    assert await loop.redis.hexists(KEYS.tries(ID), "batch")
+    loop.directory.delete()
+    async with loop.draining():
+        await until(lambda: loop.counted_is(expired=2))
+    assert not await loop.redis.hgetall(KEYS.tries(ID))
+
+
 async def test_nobody_waits_for_an_event_that_was_let_go(loop: Loop) -> None:
     loop.integration(limits=SMALL)
     loop.upstream.says = lambda _ids: 500  # so that it is in the lane before it waits for itself
