@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
 from functools import partial
 from random import Random
 from typing import Any
@@ -34,11 +33,12 @@ import worker.takeover
 from providers.kit import Settings
 from tests.stack import free_port
 from tests.worker.bare import bare_provider
-from tests.worker.looped import Loop, Worker, until
+from tests.worker.fleet import Fleet
+from tests.worker.looped import Loop, until
 from tests.worker.moody import KEEN, LIMITS, MOODS, WELL, Moody
 from tests.worker.reckoning import Played, Published, faults, left, pages
 from worker.settings import load_settings
-from worker.state import OWNERS, Keys, shard_of
+from worker.state import shard_of
 
 EXAMPLES = """examples:
   python -m tests.worker.traffic                              ten seeds of each mode
@@ -73,7 +73,6 @@ QUICKLY: dict[tuple[Any, str], float] = {
 LOGGED = ("adapter failed on event",)  # all the same: there are such events
 LOGGED_WHEN_CUT = (*LOGGED, "cannot go on", "is for the shards' next owners")
 console = Console(highlight=False, soft_wrap=True, markup=False)
-_whose: ContextVar[str] = ContextVar("whose", default="")  # a worker's name, in all its tasks
 
 
 class Traffic(logging.Handler):
@@ -83,7 +82,6 @@ class Traffic(logging.Handler):
         super().__init__()
         self.seed, self.mode = seed, mode
         self.acts, count = MODES[mode]
-        self.shards = [Keys(number) for number in range(count)]
         self.projects = PROJECTS[count]
         self.chance = chance = Random(seed)  # another one each turn
         self.pace = chance.choice(PACES)
@@ -99,8 +97,7 @@ class Traffic(logging.Handler):
         self.loop = Loop(self.redis, load_settings(environment), self.upstream)
         self.directory = self.loop.directory
         self.played = Played(self.upstream)
-        self.workers: dict[str, Worker] = {}
-        self.tasks: dict[str, list[asyncio.Task[Any]]] = {"": []}  # by worker
+        self.fleet = Fleet(self.loop, partial(self.tell, ""))
         self.faults: list[str] = []
         self.began = time.monotonic()
         self.trace: list[tuple[float, str, str]] = []  # s, a pipeline or "", what
@@ -113,11 +110,11 @@ class Traffic(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take what a worker that lives logs as an error for a fault."""
-        said, lives = record.getMessage(), _whose.get() in {"", *self.workers}
+        said = record.getMessage()
         self.tell("", f"logged: {said}")
         allowed = LOGGED_WHEN_CUT if self.mode == "cut" else LOGGED
         expected = any(words in said for words in allowed)
-        if record.levelno >= logging.ERROR and lives and not expected:
+        if record.levelno >= logging.ERROR and self.fleet.counts() and not expected:
             self.faults.append(logging.Formatter().format(record))
 
     def report(self) -> str:
@@ -130,46 +127,36 @@ class Traffic(logging.Handler):
 
     async def play(self) -> list[str]:
         """Play, and return what does not hold."""
-        with self._listening():
+        with self._listening(), self.fleet.tasks_known():
             try:
                 await self._play()
-                self.faults += await faults(self.played, self.redis, self.shards)
+                self.faults += await faults(self.played, self.redis, self.fleet.shards)
             except Exception as error:  # noqa: BLE001  with what was played
                 self.faults.append(f"ended by {error!r}")
             finally:
-                for name in [*self.workers]:
-                    await self._kill(name)
+                for name in [*self.fleet.workers]:
+                    await self.fleet.kill(name)
                 await self.redis.aclose()
         return self.faults
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Hear what is logged, know whose tasks are whose, and wait less than usual."""
-
-        def make(loop: Any, work: Any, **more: Any) -> "asyncio.Task[Any]":
-            task = asyncio.Task(work, loop=loop, **more)
-            self.tasks[(more.get("context") or copy_context()).get(_whose, "")].append(task)
-            return task
-
-        logger, loop = logging.getLogger("worker"), asyncio.get_running_loop()
+        """Hear what is logged; and wait less than usual, with little memory perhaps."""
+        logger = logging.getLogger("worker")
         with pytest.MonkeyPatch.context() as patched:
             for (module, name), value in QUICKLY.items():
                 patched.setattr(module, name, value)
             patched.setattr(worker.reader, "BUFFER", self.buffer)
             logger.addHandler(self)
-            loop.set_task_factory(make)
-            try:
-                yield
-            finally:
-                loop.set_task_factory(None)
-                logger.removeHandler(self)
+            yield
+            logger.removeHandler(self)
 
     async def _play(self) -> None:
         await self.redis.flushall()
         for shard in [*self.projects] * self.chance.choice([1, 2, 3]):
             self._make(self.projects[shard])
-        for _ in self.shards:
-            await self._start()
+        for _ in self.fleet.shards:
+            await self.fleet.start()
         for turn in range(int(SECONDS / self.pace)):
             self.chance = Random(f"{self.seed} {turn}")
             await self._turn()
@@ -178,11 +165,11 @@ class Traffic(logging.Handler):
         self.upstream.mended = True
         await self._drained()
         for project in self.projects.values():
-            for user in {*USERS}:
+            for user in dict.fromkeys(USERS):
                 await self._publish(project, user)
         await self._drained()
-        for name in [*self.workers]:
-            await self._leave(name)
+        for name in [*self.fleet.workers]:
+            await self.fleet.leave(name)
 
     async def _turn(self) -> None:
         await self._suspend_wanted()
@@ -216,13 +203,13 @@ class Traffic(logging.Handler):
             limits = replace(one.limits, events=usual.events, bytes=usual.bytes)
             if one.active != 1 or one.fault or one.limits != limits:
                 self._change(id_, active=1, epoch=one.epoch + 1, fault="", limits=limits)
-        for worker_ in self.workers.values():
-            if worker_.slice.done():
-                await worker_.slice
+        for one_ in self.fleet.workers.values():
+            if one_.slice.done():
+                await one_.slice
         return not await self._left()
 
     async def _left(self) -> dict[str, Any]:
-        return await left(self.redis, [one.drain for one in self.workers.values()])
+        return await left(self.redis, self.fleet.drains)
 
     # --- what operators and upstreams do ----------------------------------------------------
 
@@ -261,7 +248,7 @@ class Traffic(logging.Handler):
         self._change(id_, active=0)
 
     async def _play_activate(self) -> None:
-        for id_ in {self._any() for _ in range(self.chance.choice([1, 10]))}:
+        for id_ in dict.fromkeys(self._any() for _ in range(self.chance.choice([1, 10]))):
             if (was := self.directory.known[id_].active) != 1:
                 self._change(id_, active=1, on_probation=was == 2)
 
@@ -286,21 +273,22 @@ class Traffic(logging.Handler):
             self.tell("", f"delete {id_}")
 
     async def _play_replay(self) -> None:
-        id_, most = self._any(), self.chance.choice([1, 3, 10])
-        letters = [
-            (letter.event_id or "", letter.body)
-            async for page in pages(self.redis, self.shards)
-            for letter in page.letters
-            if letter.integration_id == id_ and (id_, letter.event_id) not in self.played.replayed
-        ][:most]
-        if letters and self.directory.known[id_].active:
-            self.played.replayed.update((id_, event) for event, _ in letters)
-            await self.loop.put(id_, *(body for _, body in letters))
-            self.tell("", f"replay {id_}: {' '.join(event for event, _ in letters)}")
+        letters: dict[str, dict[str, bytes]] = {}  # integration: event: what was received
+        async for page in pages(self.redis, self.fleet.shards):
+            for one in page.letters:
+                known, event = self.directory.get(one.integration_id or ""), one.event_id or ""
+                if known and known.active and (known.id, event) not in self.played.replayed:
+                    letters.setdefault(known.id, {})[event] = one.body
+        if letters:
+            id_, most = self.chance.choice([*letters]), self.chance.choice([1, 3, 10])
+            some = dict([*letters[id_].items()][:most])
+            self.played.replayed.update((id_, event) for event in some)
+            await self.loop.put(id_, *some.values())
+            self.tell("", f"replay {id_}: {' '.join(some)}")
 
     async def _suspend_wanted(self) -> None:
         """Do what the record does."""
-        for keys in self.shards:
+        for keys in self.fleet.shards:
             for raw_id, raw in (await self.redis.hgetall(keys.wanted)).items():
                 one = self.directory.get(raw_id.decode())
                 if one and one.active and one.epoch == json.loads(raw)["epoch"]:
@@ -310,67 +298,23 @@ class Traffic(logging.Handler):
 
     # --- what happens to workers ------------------------------------------------------------
 
-    async def _start(self) -> None:
-        """Start a worker, who is a user to the store."""
-        name = f"w{len(self.tasks)}"
-        self.tasks[name] = []
-        await self.redis.execute_command("ACL SETUSER", name, "on", "nopass", "~*", "+@all")
-        one = self.workers[name] = self.loop.worker(username=name)
-        context = copy_context()
-        context.run(_whose.set, name)
-        await asyncio.create_task(one.begin(), context=context)
-        self.tell("", f"{name} starts")
-
-    async def _leave(self, name: str) -> None:
-        self.tell("", f"{name} leaves")
-        await self.workers[name].leave()
-        del self.workers[name]
-        await self.redis.acl_deluser(name)
-
-    async def _kill(self, name: str) -> None:
-        """End a worker as SIGKILL does: at once the store takes nothing of it any more."""
-        self.tell("", f"{name} dies")
-        await self.redis.acl_deluser(name)  # which ends its connections
-        one = self.workers.pop(name)
-        one.drain.dispatcher.leaving = True
-        while alive := [task for task in self.tasks[name] if not task.done()]:
-            for task in alive:
-                task.cancel()
-            await asyncio.wait(alive, timeout=0.5)  # Redis' client loses a cancellation at times
-        await one.state.redis.aclose()
-        await self.redis.zrem(OWNERS, one.drain.token)
-        for keys in self.shards:
-            if await self.redis.get(keys.lease) == one.drain.token.encode():
-                await self.redis.pexpire(keys.lease, self.chance.choice([1, 300]))  # not 10 s
-
-    async def _end(self, ending: Callable[[str], Awaitable[None]]) -> None:
-        self.played.lost.append(time.monotonic())
-        await ending(self.chance.choice([*self.workers]))
-        await self._start()
-
     async def _play_restart(self) -> None:
-        await self._end(self._leave)
+        self.played.lost.append(time.monotonic())
+        await self.fleet.leave(self.chance.choice([*self.fleet.workers]))
+        await self.fleet.start()
 
     async def _play_kill(self) -> None:
-        await self._end(self._kill)
+        self.played.lost.append(time.monotonic())
+        name = self.chance.choice([*self.fleet.workers])
+        await self.fleet.kill(name, self.chance.choice([1, 300]))
+        await self.fleet.start()
 
     async def _play_steal(self) -> None:
-        """Let a lease be somebody else's for a while, or lapse."""
-        keys = self.chance.choice(self.shards)
         self.played.lost.append(time.monotonic())
-        self.tell("", f"steal {keys.lease}")
-        if self.chance.random() < 0.5:
-            await self.redis.set(keys.lease, "other", px=self.chance.choice([100, 700]))
-            await self.redis.hset(keys.committed, mapping={"taker": "other", "number": 0})
-        else:
-            await self.redis.delete(keys.lease)
+        await self.fleet.steal(self.chance)
 
     async def _play_cut(self) -> None:
-        """Cut about half of the workers' connections."""
-        self.tell("", "cut")
-        for client in await self.redis.client_list():
-            if client["user"] in self.workers and self.chance.random() < 0.5:
-                await self.redis.client_kill_filter(_id=client["id"])
+        await self.fleet.cut(self.chance)
 
 
 # --- the program --------------------------------------------------------------------------------
