@@ -30,7 +30,7 @@ import worker.drain
 import worker.reader
 import worker.rounds
 import worker.takeover
-from providers.kit import Settings
+from providers.kit import Limits, Settings
 from tests.stack import free_port
 from tests.worker.bare import bare_provider
 from tests.worker.fleet import Fleet
@@ -61,10 +61,11 @@ PROJECTS = {shards: {shard_of(f"p{n}", shards): f"p{n}" for n in range(9)} for s
 SECONDS = 1.5  # of play
 PACES = (0.01, 0.04, 0.1)  # s from one turn to the next
 MENDED_SECONDS = 30.0
+LARGE_BUCKET = Limits(events=100, linger=LIMITS["bucket"].linger, whole_batches=True)
 QUICKLY: dict[tuple[Any, str], float] = {
     (worker.drain, "GRACE_SECONDS"): 0.6,
     (worker.drain, "EXPIRE_SECONDS"): 0.5,
-    (worker.drain, "NOTICE_SECONDS"): 0.2,
+    (worker.drain, "NOTICE_SECONDS"): 0.5,
     (worker.drain, "ADOPT_SECONDS"): 0.5,
     (worker.drain, "RENEW_SECONDS"): 0.4,
     (worker.takeover, "SUSPECT_SECONDS"): 0.2,
@@ -98,6 +99,7 @@ class Traffic(logging.Handler):
         self.directory = self.loop.directory
         self.played = Played(self.upstream)
         self.fleet = Fleet(self.loop, partial(self.tell, ""))
+        self._last = ""  # integration that was dealt with
         self.faults: list[str] = []
         self.began = time.monotonic()
         self.trace: list[tuple[float, str, str]] = []  # s, a pipeline or "", what
@@ -199,8 +201,7 @@ class Traffic(logging.Handler):
         await self._suspend_wanted()
         for id_, one in self.directory.known.items():
             self.upstream.moods[id_] = KEEN
-            usual = LIMITS["one"] if one.one_each else replace(LIMITS["batch"], events=100)
-            limits = replace(one.limits, events=usual.events, bytes=usual.bytes)
+            limits = LARGE_BUCKET if one.limits.whole_batches else one.limits
             if one.active != 1 or one.fault or one.limits != limits:
                 self._change(id_, active=1, epoch=one.epoch + 1, fault="", limits=limits)
         for one_ in self.fleet.workers.values():
@@ -228,7 +229,10 @@ class Traffic(logging.Handler):
         self.tell("", f"make {id_} for {project}, ordering {ordering}, {policy}")
 
     def _any(self) -> str:
-        return self.chance.choice([*self.directory.known])
+        """Return an integration, often that of the last time: what comes close together matters."""
+        known = [*self.directory.known]
+        self._last = self.chance.choice([*known, *[one for one in known if one == self._last] * 7])
+        return self._last
 
     def _change(self, id_: str, **to: Any) -> None:
         self.directory.change(id_, **to)
@@ -280,10 +284,12 @@ class Traffic(logging.Handler):
                 if known and known.active and (known.id, event) not in self.played.replayed:
                     letters.setdefault(known.id, {})[event] = one.body
         if letters:
-            id_, most = self.chance.choice([*letters]), self.chance.choice([1, 3, 10])
+            last, most = self._any(), self.chance.choice([1, 3, 10])
+            id_ = last if last in letters else self.chance.choice([*letters])
             some = dict([*letters[id_].items()][:most])
             self.played.replayed.update((id_, event) for event in some)
             await self.loop.put(id_, *some.values())
+            self._last = id_
             self.tell("", f"replay {id_}: {' '.join(some)}")
 
     async def _suspend_wanted(self) -> None:
