@@ -473,7 +473,7 @@ class Dispatcher:
 
     def grew(self, pipeline: Pipeline, count: int) -> None:
         """Take in what was put at the lane's end from outside: replayed dead letters."""
-        pipeline.lane_len += count
+        pipeline.grow_lane(count)
         pipeline.grow()
         self.pump(pipeline)
 

@@ -115,6 +115,7 @@ class Pipeline:
     alarm: float = 0.0  # store clock, ms: when it is looked at again; 0: not by a timer
     suspended_epoch: int = -1
     lane_len: int = 0
+    early: int = 0  # replayed events that left the lane before the word came that they were there
     live: set[bytes] = field(default_factory=set)  # lane ids in memory, or not yet deleted there
     gone: set[bytes] = field(default_factory=set)  # deleted, and a look under way may bring them
     looks: int = 0  # at the lane, under way
@@ -297,6 +298,19 @@ class Pipeline:
         """Read the lane from its head next time."""
         self.cursor, self.exhausted, self.passed_over = b"-", False, False
         self.rewinds += 1
+
+    def shrink_lane(self) -> None:
+        """Note that something left the lane."""
+        if self.lane_len:
+            self.lane_len -= 1
+        else:  # it is not to be taken for one that comes later
+            self.early += 1
+
+    def grow_lane(self, count: int) -> None:
+        """Note that so many were put into the lane from outside; some may have left already."""
+        known = min(count, self.early)
+        self.early -= known
+        self.lane_len += count - known
 
     def grow(self) -> None:
         """Read on: something was put at the lane's end."""

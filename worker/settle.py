@@ -87,10 +87,10 @@ def _leave_lane(pipeline: Pipeline, lane_id: bytes) -> None:
     # of its tries this process need not know: one that is read while they are written has none
     commands.append(("HDEL", keys.tries(integration.id), lane_id))
     pipeline.unwait(lane_id)
-    pipeline.lane_len -= 1
+    pipeline.shrink_lane()
     if pipeline.passed_over:
         pipeline.rewind()
-    if pipeline.lane_len <= 0:  # less than none: what was replayed is not counted yet
+    if pipeline.lane_len == 0:
         commands.append(("EMPTIED", keys.lane(integration.id), keys.due, integration.id))
         pipeline.due = 0
         if integration.limits.whole_batches:  # else what comes next waits until that one is over

@@ -337,6 +337,37 @@ async def test_a_lane_that_is_emptied_before_it_is_known_to_have_grown_is_due_no
     assert not await loop.redis.exists(KEYS.due)
 
 
+async def test_what_waits_is_sent_in_order_though_replayed_events_were_before_their_word_came(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration(limits=SMALL)
+    upstream = loop.upstream
+    upstream.says = lambda _ids: 500
+    async with loop.draining() as drain:
+
+        async def nothing(shards: Any) -> Any:
+            return [{} for _ in shards]
+
+        monkeypatch.setattr(drain.state, "grown", nothing)
+        await loop.publish("a")
+        await until(lambda: upstream.asked)
+        await loop.replay("r", "s", "t")
+        await until(lambda: loop.waiting_is(4))
+        upstream.says = lambda _ids: 200
+        await until(lambda: {*upstream.taken} == {"a", "r", "s", "t"})
+        await until(lambda: loop.waiting_is(0))
+        upstream.gate.clear()
+        await loop.publish("b", user="u")
+        await until(lambda: upstream.asked[-1] == ["b"])
+        await loop.publish("c", user="u")
+        await until(lambda: loop.pipeline.size == 1)
+        drain.dispatcher.queue_to_lane(loop.pipeline)  # as where memory is full
+        await until(lambda: loop.waiting_is(2))
+        await loop.publish("d", user="u")
+        upstream.gate.set()
+        await until(lambda: upstream.taken[4:] == ["b", "c", "d"])
+
+
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
     loop.integration(limits=SMALL)
     upstream = loop.upstream
