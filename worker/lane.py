@@ -133,7 +133,7 @@ async def _page(
             return [], []
         if new := int(grown or 0):
             pipeline.shard.notice(integration.id.encode(), new)
-            pipeline.lane_len += new
+            pipeline.grow_lane(new)
         found = [entry for entry in entries if entry[0] not in pipeline.live]
         if pipeline.placing or not found:
             return entries, []
