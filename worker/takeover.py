@@ -108,7 +108,9 @@ class Takeover:
         """Read what is kept of a shard's unfinished entries and lanes."""
         keys, redis, began = shard.keys, self.state.redis, time.monotonic()
         shard.progress = read_progress(await redis.hgetall(keys.progress))
-        for raw in {*await redis.zrange(keys.due, 0, -1), *await redis.hkeys(keys.wanted)}:
+        due, wanted = await redis.zrange(keys.due, 0, -1), await redis.hkeys(keys.wanted)
+        (grown,) = await self.state.grown([keys])  # some may have left before that was noted
+        for raw in {*due, *wanted, *grown}:
             integration = await self._find(raw.decode(), began)
             if shard.lost:  # and perhaps ours again, with pipelines of its own
                 return

@@ -368,6 +368,30 @@ async def test_what_waits_is_sent_in_order_though_replayed_events_were_before_th
         await until(lambda: upstream.taken[4:] == ["b", "c", "d"])
 
 
+async def test_what_was_sent_before_its_word_came_does_not_wait_for_the_next_who_drains(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.integration()
+    loop.upstream.says = lambda _ids: 500
+    async with loop.draining() as drain:
+
+        async def nothing(shards: Any) -> Any:
+            return [{} for _ in shards]
+
+        monkeypatch.setattr(drain.state, "grown", nothing)
+        await loop.publish("a")
+        await until(lambda: loop.upstream.asked)
+        await loop.replay("r")
+        await until(lambda: loop.waiting_is(2))
+        loop.upstream.says = lambda _ids: 200
+        await until(lambda: {*loop.upstream.taken} == {"a", "r"})
+        await until(lambda: loop.waiting_is(0))
+    async with loop.draining() as drain:
+        await until(lambda: any(shard.reads for shard in drain.shards.values()))
+        await drain.takeover.notice([*drain.shards.values()])
+        assert loop.pipeline.lane_len == 0
+
+
 async def test_events_of_a_user_who_is_queued_do_not_overtake_in_the_lane(loop: Loop) -> None:
     loop.integration(limits=SMALL)
     upstream = loop.upstream

@@ -138,7 +138,12 @@ def loading(directory: Any) -> tuple[Takeover, list[Shard]]:
         directory=directory, clock=None, pipeline_of=lambda shard, _: made.append(shard)
     )
     router = SimpleNamespace(dispatcher=dispatcher)
-    reader: Any = SimpleNamespace(router=router, state=SimpleNamespace(redis=Lanes()), token="ours")
+
+    async def grown(_: Any) -> list[dict[bytes, int]]:
+        return [{}]
+
+    state = SimpleNamespace(redis=Lanes(), grown=grown)
+    reader: Any = SimpleNamespace(router=router, state=state, token="ours")
     return Takeover(reader, lambda: False), made
 
 
