@@ -11,12 +11,12 @@ from worker.drain import Drain
 from worker.journal import PAGE, Page, Row, unpack
 from worker.state import Keys
 
-STAYS = ("tally", "committed", "journal", "seen", "lease", "pipe", "due")
+STAYS = ("tally", "committed", "journal", "seen", "replay", "lease", "pipe", "due")
 # of `due` a member stays now and then whose lane is empty: it costs its next owner one look
 IN_MEMORY = (  # of a pipeline, of a shard
     "lines", "ready", "buffer", "busy", "flying", "placing", "waiting", "blocked", "stumbled",
-    "live", "gone", "requests", "size", "lane_len", "looks", "dropping", "closed", "reading",
-    "entries", "acked", "noticed", "queued", "progress",
+    "live", "gone", "requests", "size", "lane_len", "early", "looks", "dropping", "closed",
+    "reading", "entries", "acked", "noticed", "queued", "progress",
 )  # fmt: skip
 LATE_SECONDS = 0.5  # after its lease was lost a worker may go on for so long
 
