@@ -137,12 +137,14 @@ class Reader:
 
     async def _fill_gaps(self, read: Sequence[tuple[Shard, list[Any]]]) -> None:
         """Put before what was read of each shard what else is there since its last read."""
-        # no acknowledgement between the question and its answer: what ended meanwhile seems new
-        async with self.committer.busy, self.state.redis.pipeline(transaction=False) as pipe:
+        # what ends between the question and its answer would seem new
+        in_hand = [{*shard.entries, *shard.acked} for shard, _ in read]
+        async with self.state.redis.pipeline(transaction=False) as pipe:
             for shard, entries in read:
                 pipe.xrange(shard.intake, b"(" + shard.read_to, b"(" + entries[0][0])
-            for (shard, entries), gap in zip(read, await pipe.execute(), strict=True):
-                entries[:0] = [entry for entry in gap if not shard.knows(entry[0])]
+            gaps = await pipe.execute()
+        for (_, entries), known, gap in zip(read, in_hand, gaps, strict=True):
+            entries[:0] = [entry for entry in gap if entry[0] not in known]
 
     def _with_room(self, held: Mapping[int, Shard]) -> list[Shard]:
         """Return the shards to read: where memory is full, those with less than their share of it.
