@@ -192,7 +192,8 @@ class Drain:
                 return
             shard = Shard(Keys(number), opening=True)
             if taken := await self._take(shard):
-                shard.lapsed = taken == "lapsed"
+                if taken == "lapsed":  # its last owner may be there yet
+                    self.reader.beware()
                 self.shards[number] = shard
                 self._openings.add(opening := asyncio.create_task(self._open(shard)))
                 opening.add_done_callback(self._openings.discard)

@@ -132,7 +132,6 @@ async def _page(
         if pipeline.noticing:  # meanwhile, and perhaps not all of it
             return [], []
         if new := int(grown or 0):
-            pipeline.shard.notice(integration.id.encode(), new)
             pipeline.grow_lane(new)
         found = [entry for entry in entries if entry[0] not in pipeline.live]
         if pipeline.placing or not found:

@@ -307,7 +307,8 @@ class Pipeline:
             self.early += 1
 
     def grow_lane(self, count: int) -> None:
-        """Note that so many were put into the lane from outside; some may have left already."""
+        """Notice that so many were put into the lane from outside; some may have left already."""
+        self.shard.notice(self.integration.id.encode(), count)
         known = min(count, self.early)
         self.early -= known
         self.lane_len += count - known

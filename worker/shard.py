@@ -63,7 +63,6 @@ class Shard:
     noticed: set[bytes] = field(default_factory=set)  # whose lanes grew: that is not yet noted
     queued: int = 0  # fresh deliveries in memory that are not in flight
     read_to: bytes = b"0-0"  # the last entry that was read
-    lapsed: bool = False  # its last owner did not give it back, and may be there yet
     opening: bool = False  # what its last owner left comes first
     leaving: bool = False
     leaving_since: float = 0.0  # monotonic

@@ -42,8 +42,6 @@ class Takeover:
 
     async def run(self, shard: Shard) -> None:
         """Take in the shard's lanes, then what its last owner left unfinished."""
-        if shard.lapsed:
-            self.reader.beware()
         await self._load(shard)
         await self._reclaim(shard)
 
@@ -97,7 +95,6 @@ class Takeover:
                 elif pipeline is None or pipeline.shard is not shard:
                     await self._orphan(shard, raw.decode(), began)
                     continue
-                shard.notice(raw, count)
                 self.dispatcher.grew(pipeline, count)  # one that was deleted lets go what waits
 
     def _ours(self, shard: Shard) -> bool:
